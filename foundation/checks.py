@@ -12,7 +12,14 @@ import numbers
 from collections.abc import Collection, Iterable
 from typing import Any
 
-__all__ = ["check_bool", "check_choice", "check_float", "check_int", "nearest", "unknown_key_message"]
+__all__ = [
+    "check_bool",
+    "check_choice",
+    "check_float",
+    "check_int",
+    "nearest",
+    "unknown_key_message",
+]
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:

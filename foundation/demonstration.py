@@ -30,7 +30,9 @@ def run_demo(demo: Callable[[], None], plot: Callable[[Path], None] | None = Non
     module = sys.modules["__main__"]
     parser = argparse.ArgumentParser(description=first_line(module.__doc__))
     if plot is not None:
-        parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture (png, svg, pdf)")
+        parser.add_argument(
+            "--plot", type=Path, metavar="FILE", help="draw a picture (png, svg, pdf)"
+        )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if plot is not None and arguments.plot is not None:

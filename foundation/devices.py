@@ -55,7 +55,9 @@ def resolve_precision(name: str, device: torch.device) -> str:
         native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         return "bf16" if native else "fp32"
     if name == "fp16" and device.type != "cuda":
-        raise ValueError(f"precision 'fp16' needs a CUDA device, got {device.type}; use bf16 or fp32")
+        raise ValueError(
+            f"precision 'fp16' needs a CUDA device, got {device.type}; use bf16 or fp32"
+        )
     return name
 
 
@@ -106,7 +108,15 @@ def _available_windows_memory() -> int | None:
     class MemoryStatus(ctypes.Structure):
         _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [
             (name, ctypes.c_ulonglong)
-            for name in ("total", "available", "t_page", "a_page", "t_virtual", "a_virtual", "a_ext")
+            for name in (
+                "total",
+                "available",
+                "t_page",
+                "a_page",
+                "t_virtual",
+                "a_virtual",
+                "a_ext",
+            )
         ]
 
     status = MemoryStatus()

@@ -205,7 +205,9 @@ class GPTConfig:
                 f"the configuration is not valid JSON: {error.msg} at line {error.lineno}"
             ) from None
         if not isinstance(values, dict):
-            raise ValueError(f"the configuration must be a JSON object, got {type(values).__name__}")
+            raise ValueError(
+                f"the configuration must be a JSON object, got {type(values).__name__}"
+            )
         return cls.from_dict(values)
 
     def replace(self, **changes: Any) -> GPTConfig:

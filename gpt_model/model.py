@@ -43,7 +43,7 @@ from gpt_model.config import GPTConfig, preset
 from transformer_basics.attention import CausalSelfAttention, attention_mask
 from transformer_basics.embeddings import LearnedPositions, SinusoidalPositions, TokenEmbedding
 from transformer_basics.kv_cache import GrowingCache, KVCache, ModelCache, StaticCache
-from transformer_basics.layers import NORMS, FeedForward, TransformerBlock
+from transformer_basics.layers import NORMS, FeedForward, LayerNorm, TransformerBlock
 from transformer_basics.rotary import RotaryEmbedding
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class GPT(nn.Module):
         """按配置取一种归一化；只有 LayerNorm 才有偏置。"""
         config = self.config
         if config.norm == "layernorm":
-            return NORMS["layernorm"](config.dim, eps=config.norm_eps, bias=config.proj_bias)
+            return LayerNorm(config.dim, eps=config.norm_eps, bias=config.proj_bias)
         return NORMS[config.norm](config.dim, eps=config.norm_eps)
 
     def _build_block(self) -> TransformerBlock:
@@ -318,7 +318,7 @@ class GPT(nn.Module):
         check_choice("implementation", name, ("fast", "lesson"))
         for module in self.modules():
             if hasattr(module, "implementation"):
-                module.implementation = name
+                setattr(module, "implementation", name)  # noqa: B010 - 类型检查看不见这个属性
 
     @classmethod
     def on_meta(cls, config: GPTConfig) -> GPT:

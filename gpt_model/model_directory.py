@@ -100,7 +100,7 @@ def load_model(
     config = load_config(directory)
     model = GPT.on_meta(config).to_empty(device="cpu")  # 只占地址，还没有写入任何字节
     load_weights(model, read_weights(directory / WEIGHTS_FILE), str(directory / WEIGHTS_FILE))
-    return model.to(device=device, dtype=dtype).eval()
+    return model.to(device=device, dtype=dtype or model.dtype).eval()  # 没有参数的表也跟着换类型
 
 
 def load_config(directory: Path) -> GPTConfig:
@@ -115,7 +115,8 @@ def load_config(directory: Path) -> GPTConfig:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """读一个 safetensors 文件；格式坏了就写明文件名，不让库的错误漏到用户面前。"""
     try:
-        return load_file(path)
+        weights: dict[str, Tensor] = load_file(path)
+        return weights
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except SafetensorError as error:

@@ -121,9 +121,7 @@ def matmul_parameters(config: GPTConfig) -> int:
     return config.n_layers * per_block + config.vocab_size * config.dim
 
 
-def flops_per_token(
-    config: GPTConfig, context: int | None = None, *, training: bool = True
-) -> int:
+def flops_per_token(config: GPTConfig, context: int | None = None, *, training: bool = True) -> int:
     """处理一个词元的浮点运算次数（FLOPs）。
 
     公式：训练 6·N_matmul + 12·L·H·d·T；前向取其三分之一。T 不超过滑动窗口
@@ -283,7 +281,8 @@ def demo() -> None:
         print(f"  {part:<12}{human(number, 'B'):>8}  {number / memory.total:5.0%}")
     smaller = training_memory(config, 1, 256, precision="bf16")
     assert smaller.total < memory.total / 4
-    print(f"  合计 {human(memory.total, 'B')}；batch 1、上下文 256、bf16 只要 {human(smaller.total, 'B')}")
+    print(f"  合计 {human(memory.total, 'B')}")
+    print(f"  改成 batch 1、上下文 256、bf16，只要 {human(smaller.total, 'B')}")
 
 
 if __name__ == "__main__":

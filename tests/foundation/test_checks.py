@@ -54,7 +54,9 @@ def test_only_true_and_false_are_switches():
 
 def test_choices_list_all_and_name_the_nearest():
     assert check_choice("norm", "rmsnorm", ["layernorm", "rmsnorm"]) == "rmsnorm"
-    with pytest.raises(ValueError, match="layernorm, rmsnorm; got 'RMSNrom'; did you mean 'rmsnorm'"):
+    with pytest.raises(
+        ValueError, match="layernorm, rmsnorm; got 'RMSNrom'; did you mean 'rmsnorm'"
+    ):
         check_choice("norm", "RMSNrom", ["layernorm", "rmsnorm"])
     with pytest.raises(ValueError, match="got 3$"):
         check_choice("norm", 3, ["layernorm"])

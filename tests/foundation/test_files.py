@@ -40,9 +40,14 @@ def test_a_directory_appears_whole_with_a_manifest_of_every_file(tmp_path):
 
 def test_an_error_leaves_the_old_directory_and_no_rubbish(tmp_path):
     target = save(tmp_path / "m", "old")
-    with pytest.raises(KeyboardInterrupt), atomic_directory(target, kind="model") as temporary:
-        (temporary / "a.bin").write_text("half", encoding="utf-8")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with atomic_directory(target, kind="model") as temporary:
+            (temporary / "a.bin").write_text("half", encoding="utf-8")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (target / "a.bin").read_text(encoding="utf-8") == "old"
     verify_manifest(target)
     assert names(tmp_path) == ["m"]
