@@ -34,9 +34,11 @@ $$W = \lceil (n-1)/T \rceil + 1, \qquad s_i = \mathrm{clip}(\delta_e - T + iT,\ 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -45,8 +47,17 @@ from torch import Tensor
 
 from foundation.checks import check_int
 from foundation.demonstration import run_demo
+from tokenization.tokenizer import Tokenizer
+from training.prepare import prepare_data
 
-__all__ = ["IGNORE_INDEX", "Batch", "TokenBatches", "TokenSource", "sequential_batches"]
+__all__ = [
+    "IGNORE_INDEX",
+    "Batch",
+    "TokenBatches",
+    "TokenSource",
+    "prepare_data",
+    "sequential_batches",
+]
 
 # 目标等于它的位置不计入损失；与 F.cross_entropy 的默认值一致。
 IGNORE_INDEX = -100
@@ -209,31 +220,32 @@ class _Gather:
         with_document_ids: bool,
         document_starts: np.ndarray | Sequence[int] | None,
     ) -> None:
-        self._source = tokens if isinstance(tokens, TokenSource) else None
-        if self._source is not None:
-            self._array = self._source.tokens
+        if isinstance(tokens, TokenSource):
+            self._source: TokenSource | None = tokens
+            array = tokens.tokens
             if document_starts is None:
-                document_starts = self._source.document_starts
+                document_starts = tokens.document_starts
         else:
-            self._array = np.asarray(tokens)
-        if self._array.ndim != 1 or self._array.dtype.kind not in "iu":
+            self._source = None
+            array = self._array = np.asarray(tokens)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
             raise ValueError(
                 "tokens must be a one-dimensional array of integers, "
-                f"got shape {self._array.shape}, dtype {self._array.dtype}"
+                f"got shape {array.shape}, dtype {array.dtype}"
             )
-        self.n_tokens = len(self._array)
+        self.n_tokens = len(array)
         self._document_starts = None
         if with_document_ids:
             self._document_starts = _checked_starts(document_starts, self.n_tokens)
 
     def windows(self, starts: np.ndarray, block_size: int) -> Batch:
         """起点 (B,) → Batch。越过末尾的位置补齐，且不计入损失。"""
-        if self._source is not None:
-            self._source.check_intact()
+        # 不在此对象里留住分片的数组：留住了，shard.close() 就放不开文件
+        array = self._array if self._source is None else _intact(self._source)
         # ① 一次高级索引（fancy indexing）取出所有行，省去 Python 循环
         positions = starts[:, None] + np.arange(block_size + 1)  # (B, T+1)
         inside = np.minimum(positions, self.n_tokens - 1)
-        ids = torch.from_numpy(self._array[inside].astype(np.int64))  # (B, T+1)
+        ids = torch.from_numpy(array[inside].astype(np.int64))  # (B, T+1)
         # ② 错开一位：同一段词元既是题目又是答案
         inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()  # (B, T)
         # ③ 只有评估的最后一行会越过末尾
@@ -247,6 +259,11 @@ class _Gather:
             found = np.searchsorted(self._document_starts, inside[:, :-1], side="right") - 1
             document_ids = torch.from_numpy(found.astype(np.int64))  # (B, T)
         return Batch(inputs, targets, document_ids, tuple(starts.tolist()))
+
+
+def _intact(source: TokenSource) -> np.ndarray:
+    source.check_intact()
+    return source.tokens
 
 
 def _shuffled(n: int, seed: int, epoch: int) -> tuple[np.ndarray, int]:
@@ -275,10 +292,67 @@ def _checked_starts(starts: np.ndarray | Sequence[int] | None, n_tokens: int) ->
 
 
 def demo() -> None:
-    """待补：完整的例子。"""
-    batches = TokenBatches(np.arange(11), 2, 4, seed=0)
-    assert torch.equal(batches(3).inputs, batches(3).inputs)
-    print(batches(0))
+    """从一句话走到一批张量，再把训练循环所依赖的三个承诺逐一验证。"""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name, "诗.txt")
+        path.write_text("白日依山尽，黄河入海流。欲穷千里目，更上一层楼。", encoding="utf-8")
+        _from_text_to_batch(path, Path(name, "小"))
+        _promises(Path(name, "大"))
+
+
+def _from_text_to_batch(path: Path, folder: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    print(f"① 文本（{len(text)} 个字）\n   {text}")
+    train, val = prepare_data(path, "characters", folder, val_fraction=0.5)
+    with train, val:
+        tokenizer = Tokenizer.load(folder)
+        print(f"② 编号：一字一号，词表 {tokenizer.vocab_size}；前一半训练，后一半验证")
+        print(f"   训练 {train.tokens.tolist()}")
+        print(f"   验证 {val.tokens.tolist()}（最后的 {tokenizer.end_id} 是 <|endoftext|>）")
+
+        batches = TokenBatches(train, batch_size=2, block_size=4, seed=0)
+        print(f"③ 窗口：{len(train)} 个词元，T = 4，每轮 {batches.n_windows} 个窗口，每轮重新打乱")
+        for epoch in range(2):
+            numbers: np.ndarray = np.arange(batches.n_windows) + epoch * batches.n_windows
+            print(f"   第 {epoch} 轮的起点 {batches.window_starts(numbers).tolist()}")
+
+        batch = batches(0)
+        print(f"④ 第 0 批 {tuple(batch.inputs.shape)}：inputs 与 targets 错开一位")
+        for inputs, targets in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
+            print(f"   inputs  {tokenizer.decode(inputs)}    {inputs}")
+            print(f"   targets   {tokenizer.decode(targets)}  {targets}")
+            assert inputs[1:] == targets[:-1]
+        print("⑤ 第一行就是 4 道题：看前文，猜下一个字")
+        for place in range(4):
+            seen, wanted = batch.inputs[0, : place + 1].tolist(), batch.targets[0, place].item()
+            print(f"   {tokenizer.decode(seen):　<4} → {tokenizer.decode([int(wanted)])}")
+
+
+def _promises(folder: Path) -> None:
+    train, val = prepare_data("python-docs", "characters", folder)
+    with train, val:
+        batches = TokenBatches(train, 32, 128, seed=7)
+        print(f"⑥ 换成 python-docs：{len(train):,} 个词元，一轮 {batches.batches_per_epoch:.1f} 批")
+
+        asked: np.ndarray = np.zeros(len(train) - 1, dtype=np.int64)
+        for start in batches.window_starts(np.arange(batches.n_windows)).tolist():
+            asked[start : start + 128] += 1
+        twice = (asked > 1).sum() / len(asked)
+        print(f"   承诺一：每轮问遍全部 {len(asked):,} 道题；两端重叠而多问的占 {twice:.3%}")
+        assert asked.min() == 1
+
+        far = 1_000_000
+        first, again = batches(far), TokenBatches(train, 32, 128, seed=7)(far)
+        other = TokenBatches(train, 32, 128, seed=8)(far)
+        print(f"   承诺二：第 {far:,} 批直接取，与从头走到那里相同；换一个 seed 就不同")
+        assert torch.equal(first.inputs, again.inputs)
+        assert not torch.equal(first.inputs, other.inputs)
+
+        whole = torch.cat([b.targets.flatten() for b in sequential_batches(val, 32, 128)])
+        counted = whole[whole != IGNORE_INDEX]
+        padding = len(whole) - len(counted)
+        print(f"   承诺三：评估时 {len(val) - 1:,} 道题恰好各一次，补齐的 {padding} 个不算")
+        assert torch.equal(counted, torch.from_numpy(val.tokens[1:].astype(np.int64)))
 
 
 if __name__ == "__main__":
