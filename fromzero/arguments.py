@@ -1,0 +1,101 @@
+"""命令行的词 → 带类型的选项（dataclass）；写错了，一行说清。
+
+tyro does the work; its boxed errors become one line, as everywhere else in this project.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from foundation.checks import nearest
+
+__all__ = ["parse_options"]
+
+T = TypeVar("T")
+
+
+def parse_options(options_type: type[T], arguments: Sequence[str], *, program: str) -> T | None:
+    """Build the options from the words of a command line; None when help was asked for.
+
+    Raises ValueError that names the option and what was given.
+    """
+    import tyro
+
+    check_names(options_type, arguments, program)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            # `Any`: to mypy, a TypeVar is not a TypeForm
+            parse: Any = tyro.cli
+            return parse(  # type: ignore[no-any-return]
+                options_type,
+                args=list(arguments),
+                prog=program,
+                description=inspect.getdoc(options_type),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        raise ValueError(f"{readable(complaint.getvalue())}; see {program} --help") from None
+
+
+def check_names(options_type: type, arguments: Sequence[str], program: str) -> None:
+    """Refuse an option that does not exist, with the nearest one that does."""
+    known = option_names(options_type)
+    for word in arguments:
+        if not word.startswith("--") or word == "--":
+            continue
+        name = word[2:].split("=", 1)[0].replace("_", "-")
+        if name not in known:
+            guess = nearest(name, known)
+            hint = f"did you mean --{guess}? " if guess else ""
+            raise ValueError(f"unknown option {word!r}; {hint}see {program} --help")
+
+
+def option_names(options_type: type) -> list[str]:
+    """Every name that may follow `--`, nested dataclasses included."""
+    import typing
+
+    names = ["help", "tyro-print-completion", "tyro-write-completion"]
+    hints = typing.get_type_hints(options_type)
+    for field in dataclasses.fields(options_type):
+        if dataclasses.is_dataclass(hints[field.name]):
+            names += option_names(hints[field.name])
+            continue
+        name = field.name.replace("_", "-")
+        names.append(name)
+        if hints[field.name] is bool:
+            names.append(f"no-{name}")
+    return names
+
+
+def readable(box: str) -> str:
+    """Turn tyro's boxed message into one sentence."""
+    lines: list[str] = []
+    for raw in box.splitlines():
+        line = raw.strip()
+        if line[:1] in "╭╰┌└+":  # the frame's top and bottom
+            continue
+        line = line.strip("│| ").strip()
+        if set(line) <= set("─-"):  # the rule below which tyro repeats the help
+            if lines:
+                break
+            continue
+        lines.append(line)
+    text = " ".join(lines) or "the options could not be understood"
+    text = text.split(" Got errors:")[0]
+    text = re.sub(
+        r"no type matching (\S+) could be instantiated from (\[.*?\])\.?", _expected, text
+    )
+    return text.rstrip(".")
+
+
+def _expected(match: re.Match[str]) -> str:
+    return f"expected {match[1].replace('{None}|', '')}, got {match[2][1:-1]}"
