@@ -1,30 +1,41 @@
-r"""一个词元怎样从别的词元那里取得信息？——注意力。
+r"""一个词元怎样从别的词元那里取得信息？——注意力（attention）。
 
-每个词元发出三样东西：查询 q（我在找什么）、键 k（我有什么）、值 v（给你什么）。
-q 与每个 k 的内积就是相关程度，经 softmax 变成权重，再对 v 加权求和：
+每个词元发出三样东西：查询 q（我在找什么）、键 k（我有什么可找）、值 v（找到了给你什么）。
+q 与每个 k 的内积就是相关程度；softmax 把它们变成权重；再按权重把 v 加起来：
 
 $$\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{QK^\top}{\sqrt{d}} + M\right) V$$
 
-    x (B, T, D) ─► q_proj ─► Q (B, H, T, d) ─┐
-        │                                    ├─ QKᵀ/√d + M ─ softmax ─► A (B, H, T, S) ─┐
-        ├───────► k_proj ─► K (B, G, S, d) ──┘                                          ├─ A·V
-        └───────► v_proj ─► V (B, G, S, d) ─────────────────────────────────────────────┘   │
-    y (B, T, D) ◄─ out_proj ◄─ 拼回各头 (B, T, H·d) ◄───────────────────────────────────────┘
+可以把它想成一本「软的字典」：普通字典只返回键完全相同的那个值；这里每个键都像一点，
+于是返回所有值的加权平均，而且处处可导，所以「找什么」「拿什么去找」都能学出来。
 
-本页由简到全：公式 → SelfAttention（一个头）→ MultiHeadAttention（多个头，也能交叉）→
-CausalSelfAttention（GPT 真正用的：分组查询、RoPE、q/k 归一化、滑动窗口、缓存）。
+    x (B, T, D) ─┬─ q_proj ─► Q (B, H, T, d) ─┐
+                 │                            ├─► QKᵀ/√d + M ─► softmax ─► A (B, H, T, S) ─┐
+                 ├─ k_proj ─► K (B, H, S, d) ─┘                                            ├─► A·V
+                 └─ v_proj ─► V (B, H, S, d) ──────────────────────────────────────────────┘    │
+    y (B, T, D) ◄─ out_proj ◄─── 各头拼回 (B, T, H·d) ◄───────────────── (B, H, T, d) ◄──────────┘
 
-论文：Vaswani 等 2017 (arXiv:1706.03762)；Ainslie 等 2023《GQA》(arXiv:2305.13245)；
-     Henry 等 2020《QKNorm》(arXiv:2010.04245)；Beltagy 等 2020 滑动窗口 (arXiv:2004.05150)
+    B 批大小   T 新来的词元数   S 键的个数（自注意力且无缓存时 S = T）
+    D 模型维数  H 查询头数  G 键值头数  d 每头维数   M 掩码：可看处 0，不可看处 −∞
+
+本页由简到全：公式 → SelfAttention（一个头）→ MultiHeadAttention（多个头，也能看别的句子）→
+CausalSelfAttention（GPT 真正用的：分组查询、RoPE、q/k 归一化、滑动窗口、缓存、快路）。
+M 怎样画在 masks.py，头怎样拆在 heads.py，怎样算得快在 fast_attention.py，
+训练之后每个头在看哪里，见 head_patterns.py（本页的 --plot 画的就是它）。
+
+论文：Vaswani 等 2017《Attention Is All You Need》(arXiv:1706.03762)；
+     Ainslie 等 2023《GQA》(arXiv:2305.13245)；Henry 等 2020《QKNorm》(arXiv:2010.04245)
 
 改哪里：
-  · 想换打分方式或掩码规则——scaled_dot_product_attention、attention_mask。
+  · 想换打分方式（加偏置、改温度、把 softmax 换掉）——scaled_dot_product_attention，
+    并用 implementation="lesson" 跑：融合的核不知道你的改动。
   · 想换位置编码或缓存——传入别的 rotary、cache，本页不用改。
+  · 想看每个头在看哪里——attention_weights，或者 `--plot FILE`。
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -32,78 +43,15 @@ from torch import Tensor, nn
 
 from foundation.checks import check_choice, check_float, check_int
 from foundation.demonstration import run_demo
-from transformer_basics.kv_cache import KVCache
-from transformer_basics.layers import RMSNorm, wide_dtype
+from transformer_basics.fast_attention import fast_attention
+from transformer_basics.heads import head_layout, merge_heads, repeat_heads, split_heads
+from transformer_basics.kv_cache import GrowingCache, KVCache
+from transformer_basics.layers import RMSNorm
+from transformer_basics.masks import attention_mask, causal_mask, check_mask
 from transformer_basics.rotary import RotaryEmbedding, rotate
 
-__all__ = [
-    "CausalSelfAttention",
-    "MultiHeadAttention",
-    "SelfAttention",
-    "attention_mask",
-    "causal_mask",
-    "scaled_dot_product_attention",
-]
-
-IMPLEMENTATIONS = ("fast", "lesson")
-
-
-def causal_mask(
-    n_queries: int,
-    n_keys: int,
-    *,
-    window: int | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """因果掩码：谁可以看谁。
-
-    公式：查询 i 的位置 p = S − T + i；可看键 j ⇔ p − w < j ≤ p（w 为窗口，None 即不限）
-    形状：→ (T, S) bool，True = 可以看
-    错误：T > S 时抛 ValueError：查询必须是键的最后 T 个
-    """
-    if n_queries > n_keys:
-        raise ValueError(
-            f"queries are the last of the keys: {n_queries} queries need >= {n_queries} keys,"
-            f" got {n_keys}"
-        )
-    query_positions = torch.arange(n_keys - n_queries, n_keys, device=device)
-    distance = query_positions[:, None] - torch.arange(n_keys, device=device)  # (T, S)
-    visible = distance >= 0
-    return visible if window is None else visible & (distance < window)
-
-
-def attention_mask(
-    n_queries: int,
-    n_keys: int,
-    *,
-    key_padding: Tensor | None = None,
-    document_ids: Tensor | None = None,
-    window: int | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """把四条规则合成一张掩码：因果、窗口、不看填充（padding）、不看别的文档。
-
-    形状：key_padding (B, S) bool，True = 真词元；document_ids (B, S) → (B, 1, T, S) bool
-    约定：对角线永远可见，所以填充位置的查询也有一个键可看，不会算出 NaN
-    错误：两个输入的长度不是 S、key_padding 不是 bool 时抛 ValueError
-    """
-    for name, given in (("key_padding", key_padding), ("document_ids", document_ids)):
-        if given is not None and (given.ndim != 2 or given.shape[1] != n_keys):
-            raise ValueError(f"{name} must be (batch, {n_keys}), got {tuple(given.shape)}")
-    if key_padding is not None and key_padding.dtype != torch.bool:
-        raise ValueError(f"key_padding must be bool, True = real token; got {key_padding.dtype}")
-    # ① 因果与窗口与内容无关，所有行共用
-    mask = causal_mask(n_queries, n_keys, window=window, device=device)[None, None]  # (1, 1, T, S)
-    # ② 填充：整列不可看
-    if key_padding is not None:
-        mask = mask & key_padding[:, None, None, :]  # (B, 1, T, S)
-    # ③ 文档：只看同一篇
-    if document_ids is not None:
-        queries = document_ids[:, None, n_keys - n_queries :, None]  # (B, 1, T, 1)
-        mask = mask & (queries == document_ids[:, None, None, :])  # (B, 1, T, S)
-    # ④ 自己总能看自己
-    own = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None]
-    return mask | (own == torch.arange(n_keys, device=device))
+__all__ = ["CausalSelfAttention", "MultiHeadAttention", "SelfAttention"]
+__all__ += ["attention_mask", "causal_mask", "scaled_dot_product_attention"]
 
 
 def scaled_dot_product_attention(
@@ -115,71 +63,78 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """缩放点积注意力，逐步写出。
+    """缩放点积注意力，一步一步写出来；全书的注意力都以它为准。
 
     公式：O = A·V，A = softmax(QKᵀ·scale + M)，scale 默认 1/√d
     形状：Q (…, T, d)、K (…, S, d)、V (…, S, e) → O (…, T, e)、A (…, T, S)；mask 可广播到 A
-    类型：打分与 softmax 至少 float32；O 与 V 同 dtype，A 保持 float32
+    类型：打分与 softmax 至少 float32：bf16 只有三位有效数字，相近的分数会并成一个；
+          O 与 V 同 dtype，A 留在 float32 供人看
+    约定：一个键也看不见的行，输出与权重都是 0，梯度也是 0
     错误：mask 不是 bool 时抛 ValueError
     """
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool, True = may look; got {mask.dtype}")
-    wide = wide_dtype(query.dtype)
-    # ① 打分：除以 √d 使方差回到 1，否则 softmax 饱和、梯度消失
+    # ① 打分：d 个乘积之和的方差是 d，除以 √d 才回到 1，否则 softmax 饱和、梯度消失
+    wide = torch.promote_types(query.dtype, torch.float32)
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = query.to(wide) @ key.to(wide).transpose(-2, -1) * scale  # (…, T, S)
-    # ② 不可看的填上最小的有限数而不是 −∞：整行都不可看时，−∞ − (−∞) 会变成 NaN
+    # ② 不可看的填上最小的有限数，而不是 −∞：整行都不可看时，−∞ − (−∞) 会变成 NaN
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(wide).min)
-    # ③ 归一化：每行非负、和为 1
+    # ③ 归一化：每行非负、和为 1；softmax 内部先减去每行最大的分数，exp 不会溢出
     weights = torch.softmax(scores, dim=-1)  # (…, T, S)
-    # ④ 一个键也看不到的行，②③ 会给出均匀的权重；这样的行什么也没看到，归零
+    # ④ 一个键也看不见的行，到这里是均匀的权重；它什么也没看见，所以归零（别的行本来就是 0）
     if mask is not None:
         weights = weights.masked_fill(~mask, 0.0)
-    # ⑤ 按权重汇总值
+    # ⑤ 按权重汇总；随机失活只丢汇总时的权重，返回给人看的那份不丢
     kept = F.dropout(weights, dropout_p) if dropout_p else weights
     return kept.to(value.dtype) @ value, weights  # (…, T, e), (…, T, S)
 
 
 class SelfAttention(nn.Module):
-    """一个头的自注意力：Q、K、V 都来自同一串 x。
+    """一个头的自注意力（self-attention）：Q、K、V 都从同一串 x 里来。
 
     公式：Q = xW_Q，K = xW_K，V = xW_V，O = softmax(QKᵀ/√d + M)·V
-    形状：x (B, T, D) → O (B, T, d)、A (B, T, T)
+    形状：x (B, T, D) → O (B, T, d)、A (B, T, T)；d 默认等于 D
+    约定：causal=True 时只看过去；又给了 mask，就两者都要满足
+
+    为什么不直接用 x·xᵀ 打分：那是对称的，「它」看「猫」多少，「猫」就得看「它」多少，
+    而且每个词元总是最像自己。W_Q 与 W_K 不同，关系才有方向。
     """
 
     def __init__(
         self, dim: int, head_dim: int | None = None, *, causal: bool = False, bias: bool = False
     ) -> None:
         super().__init__()
-        check_int("dim", dim, 1)
-        self.head_dim = dim if head_dim is None else check_int("head_dim", head_dim, 1)
+        head_dim = head_layout(dim, 1, head_dim=head_dim)[1]
         self.causal = causal
-        self.q_proj = nn.Linear(dim, self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(dim, self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(dim, self.head_dim, bias=bias)
+        self.q_proj = nn.Linear(dim, head_dim, bias=bias)
+        self.k_proj = nn.Linear(dim, head_dim, bias=bias)
+        self.v_proj = nn.Linear(dim, head_dim, bias=bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """causal 与 mask 都给时取交集。"""
+        """返回汇总的结果与权重。"""
         if self.causal:
-            causal = causal_mask(x.shape[1], x.shape[1], device=x.device)  # (T, T)
-            mask = causal if mask is None else causal & mask
-        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, d) ×3
-        return scaled_dot_product_attention(query, key, value, mask)
+            past = causal_mask(x.shape[1], x.shape[1], device=x.device)  # (T, T)
+            mask = past if mask is None else past & mask
+        return scaled_dot_product_attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), mask)
 
 
 class MultiHeadAttention(nn.Module):
-    """多头注意力：H 个头各看各的，拼起来再混合；也能做交叉注意力（cross attention）。
+    """多头注意力：H 个头各看各的，拼起来再由 W_O 混合。
 
     公式：head_h = Attention(xW_Q^h, yW_K^h, yW_V^h)，O = [head_1 … head_H]·W_O
-    形状：query_input (B, T, D)、key_value_input (B, S, D) → O (B, T, D)、A (B, H, T, S)
-    错误：dim 不能被 n_heads 整除、mask 不是 2 维或 4 维时抛 ValueError
+    形状：x (B, T, D)、y (B, S, D) → O (B, T, D)、A (B, H, T, S)；mask (T, S) 或 (B, 1, T, S)
+    约定：不给 y 就是自注意力；给了 y（另一句话、一张图）就是交叉注意力（cross attention）
+    错误：D 不能被 H 整除时抛 ValueError，说出两个数
+
+    参数总是 4D²（不算偏置），与 H 无关：头多则每头窄，是「几种看法」与「每种看得多细」的取舍。
     """
 
     def __init__(self, dim: int, n_heads: int, *, bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
-        self.n_heads = check_int("n_heads", n_heads, 1)
-        self.head_dim = divide_heads(dim, n_heads)
+        head_layout(dim, n_heads)
+        self.n_heads = n_heads
         self.dropout = check_float("dropout", dropout, 0.0, exclusive_maximum=1.0)
         self.q_proj = nn.Linear(dim, dim, bias=bias)
         self.k_proj = nn.Linear(dim, dim, bias=bias)
@@ -189,45 +144,36 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, query_input: Tensor, key_value_input: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """不给 key_value_input 就是自注意力。"""
-        check_mask_dimensions(mask)
+        """返回混合后的结果与每个头的权重。"""
+        if mask is not None:
+            check_mask(mask)
+        # ① 谁来问、问谁：查询来自 x，键与值来自 y
         source = query_input if key_value_input is None else key_value_input
         query = split_heads(self.q_proj(query_input), self.n_heads)  # (B, H, T, d)
         key = split_heads(self.k_proj(source), self.n_heads)  # (B, H, S, d)
         value = split_heads(self.v_proj(source), self.n_heads)  # (B, H, S, d)
+        # ② H 个头互不相干，并排放在批的维度上，一次乘法全算完
         dropout_p = self.dropout if self.training else 0.0
-        output, weights = scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout_p)
-        mixed: Tensor = self.out_proj(output.transpose(1, 2).flatten(2))  # (B, T, D)
-        return mixed, weights
-
-
-def divide_heads(dim: int, n_heads: int) -> int:
-    """每个头分到几维；不能整除时两个数都要说出来。"""
-    check_int("dim", dim, 1)
-    if dim % n_heads:
-        raise ValueError(f"dim must be divisible by n_heads, got dim={dim} and n_heads={n_heads}")
-    return dim // n_heads
-
-
-def check_mask_dimensions(mask: Tensor | None) -> None:
-    """三维的 (B, T, S) 会被当成 (H, T, S) 广播，B = H 时悄悄算错，所以不收。"""
-    if mask is not None and mask.ndim not in (2, 4):
-        raise ValueError(f"mask must be (T, S) or (B, 1, T, S), got {tuple(mask.shape)}")
-
-
-def split_heads(x: Tensor, n_heads: int) -> Tensor:
-    """(B, T, H·d) → (B, H, T, d)：只是换一种看法，不搬数据。"""
-    batch, length, width = x.shape
-    return x.view(batch, length, n_heads, width // n_heads).transpose(1, 2)
+        heads, weights = scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout_p)
+        # ③ W_O 让各头的发现互相说话；没有它，头 h 的输出只能待在第 h 段
+        output: Tensor = self.out_proj(merge_heads(heads))  # (B, T, D)
+        return output, weights
 
 
 class CausalSelfAttention(nn.Module):
-    """GPT 用的注意力：因果，可选分组查询、RoPE、q/k 归一化、滑动窗口、缓存。
+    """GPT 用的注意力：只看过去，其余的花样都是选项。
 
     公式：O = softmax(QKᵀ/√d + M)·V；M 在 p−w < j ≤ p 处为 0，其余为 −∞
-    形状：x (B, T, D) → (B, T, D)；S = 已缓存长度 + T；H 个查询头共用 G 个键值头
+    形状：x (B, T, D) → (B, T, D)；S = 已缓存长度 + T
     类型：输出与 x 同 dtype；softmax 一律在 float32 中计算
-    错误：维数与头数对不上时抛 ValueError，说出两个数
+    错误：头数除不尽、rotary 的维数不符时抛 ValueError，说出两个数
+
+    选项：n_kv_heads      G 个键值头，H/G 个查询头共用一个（分组查询）；默认 G = H
+          head_dim        每头维数 d；默认 D/H
+          rotary          旋转位置编码；None 即不用，位置由词嵌入一侧给
+          qk_norm         打分前把每个头的 q、k 归一化，打分有了上界，训练更稳
+          sliding_window  只看最近 w 个（含自己）；None 即看到开头
+          implementation  "fast" 融合的核，"lesson" 上面的公式；两者的结果相同
     """
 
     def __init__(
@@ -247,32 +193,21 @@ class CausalSelfAttention(nn.Module):
         implementation: str = "fast",
     ) -> None:
         super().__init__()
-        check_int("dim", dim, 1)
-        self.n_heads = check_int("n_heads", n_heads, 1)
-        self.n_kv_heads = (
-            n_heads if n_kv_heads is None else check_int("n_kv_heads", n_kv_heads, 1, n_heads)
-        )
-        if n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"n_heads must be divisible by n_kv_heads, got n_heads={n_heads} and"
-                f" n_kv_heads={self.n_kv_heads}"
-            )
-        self.head_dim = (
-            divide_heads(dim, n_heads) if head_dim is None else check_int("head_dim", head_dim, 1)
-        )
+        self.n_heads = n_heads
+        self.n_kv_heads, self.head_dim = head_layout(dim, n_heads, n_kv_heads, head_dim)
         if rotary is not None and rotary.head_dim != self.head_dim:
             raise ValueError(
-                f"rotary was made for head_dim={rotary.head_dim}, attention has {self.head_dim}"
+                f"rotary was made for head_dim {rotary.head_dim}, the attention has {self.head_dim}"
             )
         if sliding_window is not None:
             check_int("sliding_window", sliding_window, 1)
         self.sliding_window = sliding_window
         self.dropout = check_float("dropout", dropout, 0.0, exclusive_maximum=1.0)
-        self.implementation = check_choice("implementation", implementation, IMPLEMENTATIONS)
-        kv_dim = self.n_kv_heads * self.head_dim
+        self.implementation = check_choice("implementation", implementation, ("fast", "lesson"))
+        # q、k、v 各有各的矩阵：导入 Llama、Qwen 的权重只需改名；LoRA 也能只改其中一个
         self.q_proj = nn.Linear(dim, n_heads * self.head_dim, bias=qkv_bias)
-        self.k_proj = nn.Linear(dim, kv_dim, bias=qkv_bias)
-        self.v_proj = nn.Linear(dim, kv_dim, bias=qkv_bias)
+        self.k_proj = nn.Linear(dim, self.n_kv_heads * self.head_dim, bias=qkv_bias)
+        self.v_proj = nn.Linear(dim, self.n_kv_heads * self.head_dim, bias=qkv_bias)
         self.out_proj = nn.Linear(n_heads * self.head_dim, dim, bias=proj_bias)
         self.q_norm = RMSNorm(self.head_dim, norm_eps) if qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, norm_eps) if qk_norm else None
@@ -288,91 +223,127 @@ class CausalSelfAttention(nn.Module):
     ) -> Tensor:
         """让每个词元按相关程度汇总自己和前文的信息。
 
-        positions (T,) 或 (B, T)，只给 RoPE 用，None 时接着缓存往下数；
-        mask 可广播到 (B, H, T, S)，给了就全听它的：因果与窗口都须已在其中（见 attention_mask）
+        positions  (T,) 或 (B, T)，只给 RoPE 用；None 时接着缓存往下数：S−T … S−1
+        mask       (T, S) 或 (B, 1, T, S)；给了就全听它的，因果与窗口都须已在其中
+                   （用 attention_mask 画）；None 时自己按因果与窗口来
+        cache      这一层的缓存；本次的 K、V 会接进去，它的 length 前进 T
         """
+        if mask is not None:
+            check_mask(mask)
         query, key, value = self._query_key_value(x, positions, cache)
-        attend = self._fast if self.implementation == "fast" else self._lesson
-        context = attend(query, key, value, mask)  # (B, H, T, d)
-        return self.out_proj(context.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        dropout_p = self.dropout if self.training else 0.0
+        # 两条路同进同出：快的用来跑，写出来的用来读，并由测试逐一对照
+        if self.implementation == "fast":
+            window = self.sliding_window
+            heads = fast_attention(query, key, value, mask, window=window, dropout_p=dropout_p)
+        else:
+            heads = self._written_out(query, key, value, mask, dropout_p)[0]  # (B, H, T, d)
+        return self.out_proj(merge_heads(heads))  # type: ignore[no-any-return]
 
     def attention_weights(
         self, x: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """只为看：返回 A (B, H, T, T)，每行和为 1。"""
+        """只为看：权重 A (B, H, T, T)，每行和为 1；融合的核从不存下这张表，所以要另算。"""
         query, key, value = self._query_key_value(x, positions, None)
         return self._written_out(query, key, value, mask, 0.0)[1]
 
     def _query_key_value(
         self, x: Tensor, positions: Tensor | None, cache: KVCache | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # ① 投影并拆头
-        batch, n_new, _ = x.shape
-        head_dim = self.head_dim
-        query = self.q_proj(x).view(batch, n_new, self.n_heads, head_dim).transpose(1, 2)
-        key = self.k_proj(x).view(batch, n_new, self.n_kv_heads, head_dim).transpose(1, 2)
-        value = self.v_proj(x).view(batch, n_new, self.n_kv_heads, head_dim).transpose(1, 2)
-        # ② q、k 先归一化：打分有了上界，训练不再因为某个头的打分爆掉而发散
+        """从 x 到打分之前：x (B, T, D) → Q (B, H, T, d)、K 与 V (B, G, S, d)。"""
+        # ① 投影并拆头；键值头可以比查询头少
+        query = split_heads(self.q_proj(x), self.n_heads)  # (B, H, T, d)
+        key = split_heads(self.k_proj(x), self.n_kv_heads)  # (B, G, T, d)
+        value = split_heads(self.v_proj(x), self.n_kv_heads)  # (B, G, T, d)
+        # ② 先归一化、再旋转：旋转不改变长度，次序反过来 γ 就会打乱角度
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
-        # ③ 再旋转：缓存里存的是转好的键，以后不用再转
         if self.rotary is not None:
             offset = 0 if cache is None else cache.length
-            cos, signed_sin = self.rotary.cos_sin(n_new, offset, positions, x.device)
+            cos, signed_sin = self.rotary.cos_sin(x.shape[1], offset, positions, x.device)
             query, key = rotate(query, cos, signed_sin), rotate(key, cos, signed_sin)
-        # ④ 旧的 K、V 不会再变，取回即可，省去重算
+        # ③ 旧的 K、V 不会再变（键已经转好），取回即可，省去重算
         if cache is not None:
             key, value = cache.append(key, value)  # (B, G, S, d)
         return query, key, value
 
-    def _fast(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        n_new, n_keys, window = query.shape[2], key.shape[2], self.sliding_window
-        causal = False
-        if mask is None:
-            if n_new == 1:
-                # 最新的词元什么都能看，不必有掩码；有窗口就只取最后 w 个键
-                if window is not None and n_keys > window:
-                    key, value = key[:, :, -window:], value[:, :, -window:]
-            elif n_new == n_keys and (window is None or window >= n_keys):
-                causal = True
-            else:
-                # is_causal 把掩码对齐在左上角；有缓存时要的是右下角，所以自己画
-                mask = causal_mask(n_new, n_keys, window=window, device=query.device)
-        else:
-            check_mask_dimensions(mask)
-        dropout_p = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=dropout_p,
-            is_causal=causal,
-            enable_gqa=self.n_heads != self.n_kv_heads,
-        )
-
-    def _lesson(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        dropout_p = self.dropout if self.training else 0.0
-        return self._written_out(query, key, value, mask, dropout_p)[0]
-
     def _written_out(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float
     ) -> tuple[Tensor, Tensor]:
+        """与快路同一件事，照公式写：画出掩码，把键值头抄成 H 份，再套公式。"""
+        n_new, n_keys = query.shape[2], key.shape[2]
         if mask is None:
-            mask = causal_mask(
-                query.shape[2], key.shape[2], window=self.sliding_window, device=query.device
-            )
-        check_mask_dimensions(mask)
-        # 分组查询：第 h 个查询头用第 ⌊h·G/H⌋ 个键值头，等于把每个键值头抄 H/G 份
-        copies = self.n_heads // self.n_kv_heads
-        key = key.repeat_interleave(copies, dim=1)  # (B, H, S, d)
-        value = value.repeat_interleave(copies, dim=1)  # (B, H, S, d)
+            mask = causal_mask(n_new, n_keys, window=self.sliding_window, device=query.device)
+        key, value = repeat_heads(key, self.n_heads), repeat_heads(value, self.n_heads)
         return scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout_p)
 
 
+def worked_example() -> None:
+    """手算得出来的例子：三个词元，二维，「它」在找名词。
+
+    第 0 维约定为「名词的程度」：猫与鱼的键在这一维大；「它」的查询只问这一维
+    """
+    words = ["猫", "吃", "鱼"]
+    query = torch.tensor([[2.0, 0.0]])  # (1, 2)
+    key = torch.tensor([[1.5, 0.0], [0.0, 1.5], [1.0, 0.5]])  # (3, 2)
+    value = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])  # (3, 2) 记下取自谁
+    output, weights = scaled_dot_product_attention(query, key, value)
+    print("① 「它」去问三个词：分数 q·k/√2，权重 = softmax(分数)")
+    for word, score, weight in zip(words, key @ query[0] / math.sqrt(2), weights[0], strict=True):
+        print(f"   {word}  分数 {score:.3f}  权重 {weight:.3f}  " + "█" * round(30 * float(weight)))
+    print(f"   输出 = 权重·V = {[round(v, 3) for v in output[0].tolist()]}")
+    assert abs(float(weights.sum()) - 1.0) < 1e-6
+    assert torch.allclose(output[0], weights[0, [0, 2]])
+
+
+def why_divide_by_sqrt_d() -> None:
+    """随机的 q、k 各分量方差为 1，则 q·k 的方差是 d：不除以 √d，d 一大权重就挤到一个键上。"""
+    print("② 为什么除以 √d：32 个随机键，最大的那个权重平均占多少（均分时是 0.031）")
+    for d in (4, 64, 1024):
+        query, key = torch.randn(500, 1, d), torch.randn(500, 32, d)
+        bare = scaled_dot_product_attention(query, key, key, scale=1.0)[1].amax(-1).mean()
+        scaled = scaled_dot_product_attention(query, key, key)[1].amax(-1).mean()
+        print(f"   d = {d:4d}   不除 {bare:.3f}   除以 √d {scaled:.3f}")
+    assert bare > 0.9 > 0.3 > scaled  # 饱和的 softmax 几乎没有梯度，学不动
+
+
+def the_future_does_not_leak() -> None:
+    """最硬的检验是求导：第 i 个输出对第 j 个输入的梯度，在 j > i 处必须恰好是 0。"""
+    attention = CausalSelfAttention(16, 4, n_kv_heads=2, rotary=RotaryEmbedding(4), qk_norm=True)
+    x = torch.randn(1, 5, 16, requires_grad=True)
+    rows = [torch.autograd.grad(attention(x)[0, i].sum(), x)[0][0].norm(dim=-1) for i in range(5)]
+    print("③ 输出 i（行）对输入 j（列）的梯度大小：右上角全是 0，未来没有泄漏")
+    for row in rows:
+        print("   " + "  ".join(f"{float(size):.3f}" for size in row))
+    assert torch.stack(rows).triu(diagonal=1).eq(0).all()
+
+
+def three_ways_agree() -> None:
+    """写出来的公式、融合的核、一个一个喂进缓存，三条路必须走到同一个地方。"""
+    attention = CausalSelfAttention(64, 8, n_kv_heads=2, rotary=RotaryEmbedding(8), qk_norm=True)
+    x, cache = torch.randn(2, 10, 64), GrowingCache()
+    fast = attention(x)
+    stepwise = torch.cat([attention(token, cache=cache) for token in x.split(1, dim=1)], dim=1)
+    attention.implementation = "lesson"
+    for name, other in (("公式", attention(x)), ("逐个词元＋缓存", stepwise)):
+        error = float((fast - other).detach().abs().max())
+        print(f"④ 快路与{name}最大相差 {error:.1e}")
+        assert error < 1e-5
+
+
 def demo() -> None:
-    """演示（稍后补全）。"""
+    """四步看懂注意力：手算一遍，问为什么，查泄漏，对答案。"""
+    for step in (worked_example, why_divide_by_sqrt_d, the_future_does_not_leak, three_ways_agree):
+        step()
+
+
+def plot(path: Path) -> None:
+    """画出两个训练过的头各在看哪里。"""
+    # 那一页要用本页的类，所以到用时才导入
+    from transformer_basics.head_patterns import plot as plot_head_patterns
+
+    plot_head_patterns(path)
 
 
 if __name__ == "__main__":
-    run_demo(demo)
+    run_demo(demo, plot)

@@ -1,93 +1,90 @@
 r"""注意力之外，一个 Transformer 块还有什么？——归一化、前馈网络、残差。
 
-    Pre-LN（GPT-2 及以后）                     Post-LN（2017 年原版）
-    x ──┬─► Norm ─► Attention ─► (+) ─► x'      x ──┬─► Attention ─► (+) ─► Norm ─► x'
-        └────────────────────────┘                 └────────────────┘
-    x' ─┬─► Norm ─► FeedForward ► (+) ─► y      x' ─┬─► FeedForward ► (+) ─► Norm ─► y
-        └────────────────────────┘                 └────────────────┘
-    (B, T, D) 进，(B, T, D) 出
+    Pre-LN（GPT-2 及以后）                        Post-LN（2017 年的原版）
+    x ──┬─► Norm ─► Attention ──► (+) ─► x'       x ──┬─► Attention ──► (+) ─► Norm ─► x'
+        └──────────────────────────┘                 └──────────────────┘
+    x' ─┬─► Norm ─► FeedForward ► (+) ─► y        x' ─┬─► FeedForward ─► (+) ─► Norm ─► y
+        └──────────────────────────┘                 └───────────────────┘
+    (B, T, D) 进，(B, T, D) 出；块可以一个接一个地叠
 
 $$\text{Pre: } x' = x + f(\mathrm{Norm}(x)) \qquad \text{Post: } x' = \mathrm{Norm}(x + f(x))$$
 
-Pre-LN 的残差路是一条直路：梯度不经过任何归一化就能回到第一层，所以深的模型不用小心翼翼地预热。
+三样东西各管一件事：
+  残差（residual）  每块只在 x 上添一笔，而不是重写；梯度有一条直路回到第一层。
+  归一化（norm）    把每个词元的大小拉回同一尺度；没有它，几层之后数就大得没法学。
+  前馈（FFN）       注意力搬运信息，前馈加工信息；大部分参数在这里。
+
+Pre 与 Post 之争：Pre-LN 的残差路上没有归一化，梯度直达；越深，每块所添的占比越小，最后几层
+的梯度也越小，训练因此平稳。Post-LN 最后几层的梯度不随深度变小，不预热（warmup）容易发散。
 
 论文：Ba 等 2016《Layer Normalization》(arXiv:1607.06450)；Zhang 与 Sennrich 2019《RMSNorm》
-     (arXiv:1910.07467)；Hendrycks 与 Gimpel 2016《GELU》(arXiv:1606.08415)；
-     Shazeer 2020《GLU Variants》(arXiv:2002.05202)；So 等 2021《Primer》ReLU² (arXiv:2109.08668)；
-     Xiong 等 2020 Pre-LN 与 Post-LN (arXiv:2002.04745)
+     (arXiv:1910.07467)；Shazeer 2020《GLU Variants》(arXiv:2002.05202)；
+     Xiong 等 2020《On Layer Normalization in the Transformer》(arXiv:2002.04745)
 
 改哪里：
-  · 想加一种激活函数——ACTIVATIONS 与 LESSON_ACTIVATIONS 各加一行。
-  · 想加一种归一化——写一个 (dim, eps) 的模块，登记到 NORMS。
+  · 想加一种归一化——写一个 (dim, eps) 的模块，登记到 NORMS，GPTConfig 就认得它。
   · 想改块的接法（并行注意力、三明治归一化）——TransformerBlock.forward。
+  · 想加一种激活——activations.py。
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundation.checks import check_choice, check_float, check_int
-from foundation.demonstration import run_demo
+from foundation.demonstration import new_figure, run_demo, save_figure
+from transformer_basics.activations import (
+    ACTIVATIONS,
+    LESSON_ACTIVATIONS,
+    gelu,
+    gelu_tanh,
+    relu_squared,
+    silu,
+)
 from transformer_basics.kv_cache import KVCache
 
-__all__ = [
-    "ACTIVATIONS",
-    "LESSON_ACTIVATIONS",
-    "NORMS",
-    "FeedForward",
-    "LayerNorm",
-    "RMSNorm",
-    "TransformerBlock",
-    "gelu",
-    "gelu_tanh",
-    "layer_norm",
-    "relu_squared",
-    "rms_norm",
-    "silu",
-]
-
-Activation = Callable[[Tensor], Tensor]
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """至少 float32：平方和在 bf16 里只剩两三位有效数字。"""
-    return torch.promote_types(dtype, torch.float32)
+__all__ = ["NORMS", "FeedForward", "LayerNorm", "RMSNorm", "TransformerBlock"]
+__all__ += ["ACTIVATIONS", "LESSON_ACTIVATIONS", "gelu", "gelu_tanh", "relu_squared", "silu"]
+__all__ += ["layer_norm", "rms_norm"]
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """层归一化（LayerNorm）：每个词元各自减均值、除以标准差。
+    """层归一化（LayerNorm）：每个词元各自减均值、除以标准差，与别的词元、别的样本无关。
 
-    公式：y = γ·(x − μ)/√(σ² + ε) + β，μ、σ² 沿最后一维，σ² 除以 D 而不是 D−1
+    公式：y = γ·(x − μ)/√(σ² + ε) + β，μ、σ² 沿最后一维；σ² 除以 D 而不是 D − 1
     形状：x (…, D)，γ、β (D,) → (…, D)
-    类型：内部 float32，输出与 x 同 dtype
+    类型：内部至少 float32（bf16 的平方和只剩两三位有效数字），输出与 x 同 dtype
     """
-    wide = x.to(wide_dtype(x.dtype))
-    mean = wide.mean(dim=-1, keepdim=True)  # (…, 1)
-    variance = (wide - mean).square().mean(dim=-1, keepdim=True)  # (…, 1)
-    y = (wide - mean) * torch.rsqrt(variance + eps) * weight
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    # ① 先减均值再平方：直接算 E[x²] − μ²，在 μ 很大时会把有效数字减光
+    centred = wide - wide.mean(dim=-1, keepdim=True)  # (…, D)
+    variance = centred.square().mean(dim=-1, keepdim=True)  # (…, 1)
+    # ② ε 在根号里面：词元全是同一个数时，方差为零也不会除以零
+    y = centred * torch.rsqrt(variance + eps) * weight
     return (y if bias is None else y + bias).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """均方根归一化（RMSNorm）：只除以大小，不减均值，也没有偏置。
+    """均方根归一化（RMSNorm）：只除以大小，不减均值，也没有偏置；少一半统计量，效果相当。
 
     公式：y = γ·x/√(mean(x²) + ε)
     形状：x (…, D)，γ (D,) → (…, D)
-    类型：内部 float32，输出与 x 同 dtype
+    类型：内部至少 float32，输出与 x 同 dtype
     """
-    wide = x.to(wide_dtype(x.dtype))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     mean_square = wide.square().mean(dim=-1, keepdim=True)  # (…, 1)
     return (wide * torch.rsqrt(mean_square + eps) * weight).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
-    """带参数的层归一化；implementation 选 "fast"（F.layer_norm）或 "lesson"（上面的写法）。"""
+    """带参数的层归一化：γ 从 1、β 从 0 开始，先不改变什么，再慢慢学。
+
+    implementation 为 "fast" 时用融合的核，"lesson" 时用上面写出来的公式；两者的结果相同
+    """
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__()
@@ -103,10 +100,6 @@ class LayerNorm(nn.Module):
             return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
         return layer_norm(x, self.weight, self.bias, self.eps)
 
-    def extra_repr(self) -> str:
-        """让 print(model) 说出大小。"""
-        return f"{self.shape[0]}, eps={self.eps:g}"
-
 
 class RMSNorm(nn.Module):
     """带参数的均方根归一化；implementation 的含义同 LayerNorm。"""
@@ -120,66 +113,25 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D)。"""
+        # 自动混合精度下 x 可能是 bf16 而 γ 是 float32，融合的核不收，写出来的收
         if self.implementation == "fast" and x.dtype == self.weight.dtype:
             return F.rms_norm(x, self.shape, self.weight, self.eps)
         return rms_norm(x, self.weight, self.eps)
-
-    def extra_repr(self) -> str:
-        """让 print(model) 说出大小。"""
-        return f"{self.shape[0]}, eps={self.eps:g}"
 
 
 NORMS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU（精确）：x·Φ(x) = x/2·(1 + erf(x/√2))，Φ 是标准正态的分布函数。"""
-    return 0.5 * x * (1.0 + torch.erf(x / math.sqrt(2.0)))
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU（tanh 近似，GPT-2 所用）：x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))。"""
-    return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def relu(x: Tensor) -> Tensor:
-    """ReLU：max(x, 0)。"""
-    return x.clamp(min=0.0)
-
-
-def relu_squared(x: Tensor) -> Tensor:
-    """ReLU²：max(x, 0)²；在零点处导数连续，且一半的输出恰好是零。"""
-    return relu(x) ** 2
-
-
-def silu(x: Tensor) -> Tensor:
-    """SiLU（又名 Swish）：x·σ(x)；与门控一起用就是 SwiGLU。"""
-    return x * torch.sigmoid(x)
-
-
-# 上面的写法用来读；下面的融合算子用来跑，两者由测试逐个对照
-LESSON_ACTIVATIONS: dict[str, Activation] = {
-    "gelu": gelu,
-    "gelu_tanh": gelu_tanh,
-    "relu": relu,
-    "relu2": relu_squared,
-    "silu": silu,
-}
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
-    "silu": F.silu,
-}
-
-
 class FeedForward(nn.Module):
-    """前馈网络：每个词元各自变宽、过激活、再变窄；注意力搬运信息，它加工信息。
+    """前馈网络：每个词元各自变宽、过激活、再变窄，彼此不通气。
 
     公式：y = W_down·act(W_up·x)；门控（gated）时 y = W_down·(act(W_gate·x) ⊙ W_up·x)
     形状：x (B, T, D) → 中间 (B, T, F) → (B, T, D)
-    错误：activation 不认识时抛 ValueError 并列出可选项
+    错误：activation 不认识时抛 ValueError，列出可选的与最像的
+
+    门控是让一半隐藏单元决定另一半开多大；激活为 silu 时叫 SwiGLU，为 gelu 时叫 GEGLU。
+    它多一个矩阵，所以 F 通常取到不门控时的 2/3，参数总数才相同。
+    dropout 丢的是中间的隐藏单元；残差上的那一处由 TransformerBlock 管。
     """
 
     def __init__(
@@ -217,7 +169,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """一个 Transformer 块：注意力与前馈，各带一条残差。
+    """一个 Transformer 块：先搬运（注意力），再加工（前馈），各带一条残差。
 
     公式：pre：x ← x + f(Norm(x))；post：x ← Norm(x + f(x))；f 依次是注意力、前馈
     形状：x (B, T, D) → (B, T, D)；positions、mask、cache 原样交给注意力
@@ -250,23 +202,109 @@ class TransformerBlock(nn.Module):
         mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """先搬运（注意力），再加工（前馈）。"""
+        """参数的含义见 CausalSelfAttention.forward。"""
         if self.norm_position == "pre":
+            # 归一化只在支路上；主路 x 从头到尾只做加法
             normed = self.attention_norm(x)
             x = x + self._drop(self.attention(normed, positions=positions, mask=mask, cache=cache))
             return x + self._drop(self.feed_forward(self.ffn_norm(x)))
+        # 归一化在主路上：每块出去的大小都一样，梯度回来时也要一层层穿过它
         mixed = self.attention(x, positions=positions, mask=mask, cache=cache)
         x = self.attention_norm(x + self._drop(mixed))
         return self.ffn_norm(x + self._drop(self.feed_forward(x)))  # type: ignore[no-any-return]
 
     def _drop(self, x: Tensor) -> Tensor:
-        # 残差上的随机失活（dropout）；推理时一次比较就过去，不多花一次模块调用
+        """残差上的随机失活（dropout）；推理时一次比较就过去，省下一次模块调用。"""
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
+def norms_by_hand() -> None:
+    """一个词元四维，手算得出来：均值 3，方差 5，均方根 √14。"""
+    x = torch.tensor([0.0, 2.0, 4.0, 6.0])
+    one, zero = torch.ones(4), torch.zeros(4)
+    for name, normed in (
+        ("LayerNorm", layer_norm(x, one, zero, 1e-5)),
+        ("RMSNorm", rms_norm(x, one, 1e-5)),
+    ):
+        print(f"① {name:9s} {x.tolist()} → {[round(value, 3) for value in normed.tolist()]}")
+    assert torch.allclose(layer_norm(x, one, zero, 1e-5), (x - 3.0) / 5.0**0.5, atol=1e-4)
+    assert torch.allclose(rms_norm(x, one, 1e-5), x / 14.0**0.5, atol=1e-4)
+    # 放大十倍，两者都看不出来；整体加十，只有 LayerNorm 看不出来
+    for name, changed in (("放大十倍", x * 10.0), ("整体加十", x + 10.0)):
+        layer = float(
+            (layer_norm(changed, one, zero, 1e-5) - layer_norm(x, one, zero, 1e-5)).norm()
+        )
+        rms = float((rms_norm(changed, one, 1e-5) - rms_norm(x, one, 1e-5)).norm())
+        print(f"   {name}之后，输出变了多少：LayerNorm {layer:.3f}，RMSNorm {rms:.3f}")
+
+
+def gated_has_the_same_size() -> None:
+    """门控多一个矩阵，把中间宽度取到 2/3，参数就一样多。"""
+    plain = FeedForward(96, 4 * 96, bias=False)
+    gated = FeedForward(96, 4 * 96 * 2 // 3, activation="silu", gated=True, bias=False)
+    sizes = [sum(p.numel() for p in ffn.parameters()) for ffn in (plain, gated)]
+    print(f"② 前馈的参数：普通（宽 384）{sizes[0]}，门控（宽 256）{sizes[1]}，都是 8·D²")
+    assert sizes == [8 * 96**2] * 2
+
+
+def last_layer_gradient(norm_position: str, depth: int) -> tuple[float, float]:
+    """叠 depth 个块，返回最后一块前馈的梯度大小，与主路上的数有多大（标准差）。"""
+    # 用到时才导入：attention.py 要用本页的 RMSNorm
+    from transformer_basics.attention import CausalSelfAttention
+
+    dim = 64
+    torch.manual_seed(0)
+    blocks = nn.Sequential()
+    for _ in range(depth):
+        norms = (LayerNorm(dim), LayerNorm(dim))
+        ffn = FeedForward(dim, 4 * dim)
+        attention = CausalSelfAttention(dim, 4)
+        blocks.append(TransformerBlock(attention, ffn, *norms, norm_position=norm_position))
+    # 每个矩阵取单位增益，让支路与主路一样响，才看得出接法的差别
+    for parameter in blocks.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    stream = blocks(torch.randn(4, 32, dim))  # (B, T, D)
+    # 两种接法最后都过一次归一化再打分，比较才公平；答案是随机的，只为有一个损失
+    logits = F.layer_norm(stream, (dim,)) @ torch.randn(dim, 100) / dim**0.5
+    F.cross_entropy(logits.flatten(0, 1), torch.randint(100, (128,))).backward()
+    gradient = blocks[-1].get_parameter("feed_forward.up_proj.weight").grad
+    assert gradient is not None
+    return float(gradient.norm()), float(stream.std().detach())
+
+
 def demo() -> None:
-    """演示（稍后补全）。"""
+    """归一化手算一遍，参数数一遍，Pre 与 Post 比一遍。"""
+    norms_by_hand()
+    gated_has_the_same_size()
+    print("③ 还没训练时，最后一块的梯度（与主路的大小）随深度怎样变")
+    table = {}
+    for position in ("pre", "post"):
+        for depth in (2, 8, 32):
+            table[position, depth] = last_layer_gradient(position, depth)
+        cells = (
+            f"{d} 层 {table[position, d][0]:.3f}（{table[position, d][1]:.1f}）" for d in (2, 8, 32)
+        )
+        print(f"   {position:4s}  " + "   ".join(cells))
+    print("   Pre-LN 越深越温和；Post-LN 不变小，所以深的 Post-LN 需要预热")
+    assert table["pre", 32][0] < 0.5 * table["pre", 2][0]
+    assert table["post", 32][0] > 0.8 * table["post", 2][0]
+
+
+def plot(path: Path) -> None:
+    """横轴是深度：左边是最后一块的梯度，右边是主路上的数有多大。"""
+    depths = (2, 4, 8, 16, 32)
+    figure, axes = new_figure(1, 2, size=(9.5, 4.0))
+    for position in ("pre", "post"):
+        rows = [last_layer_gradient(position, depth) for depth in depths]
+        for axis, values in zip(axes, zip(*rows, strict=True), strict=True):
+            axis.loglog(depths, values, "o-", base=2, label=f"{position}-LN")
+    titles = ("gradient of the last feed-forward", "size of the residual stream")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(title=title, xlabel="layers")
+        axis.legend()
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
-    run_demo(demo)
+    run_demo(demo, plot)
