@@ -31,9 +31,7 @@ class StreamDecoder:
     保证：把每次 push 的返回值与最后的 flush 连起来，恰好等于对全部编号一次性解码的结果
     """
 
-    def __init__(
-        self, token_bytes: Callable[[int], bytes], skip_ids: Collection[int] = ()
-    ) -> None:
+    def __init__(self, token_bytes: Callable[[int], bytes], skip_ids: Collection[int] = ()) -> None:
         self.token_bytes = token_bytes
         self.skip_ids = frozenset(skip_ids)
         # 标准库的增量解码器做的正是上表：扣住未完的尾巴，其余放行
