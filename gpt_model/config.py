@@ -58,40 +58,40 @@ class GPTConfig:
     """
 
     # ── 大小 ────────────────────────────────────────────────────────────
-    vocab_size: int
+    vocab_size: int  # 词元的种类数 V；载入分词器后以它为准
     max_seq_len: int  # 上下文长度（context length），一次最多看这么多词元
     dim: int  # 残差流（residual stream）的宽度
-    n_layers: int
-    n_heads: int
+    n_layers: int  # 块的个数 L
+    n_heads: int  # 查询头的个数 H，每头 d = dim / H 维
     # None 表示「按惯例」：n_kv_heads = n_heads，head_dim = dim / n_heads，ffn_dim = 4·dim。
     # 保留 None 而不立刻算出，是为了 replace(dim=…) 时它们跟着变。
-    n_kv_heads: int | None = None
-    head_dim: int | None = None
-    ffn_dim: int | None = None
+    n_kv_heads: int | None = None  # 键值头的个数 G；读取用 kv_heads
+    head_dim: int | None = None  # 每头的维数 d；读取用 head_size
+    ffn_dim: int | None = None  # 前馈中间层的宽度 F；读取用 ffn_size
 
     # ── 归一化 ──────────────────────────────────────────────────────────
-    norm: str = "layernorm"
-    norm_eps: float = 1e-5
+    norm: str = "layernorm"  # rmsnorm 不减均值、没有偏置，更快而一样好
+    norm_eps: float = 1e-5  # 除以标准差时加在根号里，免得除以 0
     norm_position: str = "pre"  # pre：残差通路上没有任何东西挡着梯度；post：2017 年的原版
     qk_norm: bool = False  # 打分前先把 q、k 各自归一，注意力分数不会越训越大
 
     # ── 位置 ────────────────────────────────────────────────────────────
-    position: str = "learned"
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
+    position: str = "learned"  # 学出来的、正弦的、旋转的，或不给
+    rope_theta: float = 10000.0  # 旋转的底数，越大最慢的频率越慢
+    rope_scaling: RopeScaling | None = None  # 把训练时的上下文拉长的办法
     sliding_window: int | None = None  # 只看最近这么多个词元；None 表示全看
 
     # ── 前馈与偏置 ──────────────────────────────────────────────────────
-    activation: str = "gelu_tanh"
-    gated_ffn: bool = False
-    qkv_bias: bool = True
+    activation: str = "gelu_tanh"  # GPT-2 用的是 GELU 的 tanh 近似
+    gated_ffn: bool = False  # 多一个矩阵当闸门；silu 加门控即 SwiGLU
+    qkv_bias: bool = True  # q、k、v 投影的偏置
     proj_bias: bool = True  # 注意力输出、前馈与 LayerNorm 的偏置
 
     # ── 输出与训练 ──────────────────────────────────────────────────────
     tie_embeddings: bool = True  # 输入词表与输出词表共用一个矩阵
     logit_softcap: float | None = None  # c·tanh(logits / c)：分数不会超过 ±c
-    dropout: float = 0.0
-    init_std: float = 0.02
+    dropout: float = 0.0  # 大语料只看一两遍时不需要；小语料反复看才有用
+    init_std: float = 0.02  # 权重初始化的标准差 σ，见 initialization.py
 
     def __post_init__(self) -> None:
         # ① 整数：bool 是 int 的子类，JSON 里的 true 必须在这里被拒绝
@@ -119,7 +119,10 @@ class GPTConfig:
         self._check_rope()
 
     def _check_heads(self) -> None:
-        """头必须能平分：宽度分给头，查询头分给键值头（grouped-query attention）。"""
+        """头必须能平分：宽度分给头，查询头分给键值头（grouped-query attention）。
+
+        公式：dim mod n_heads = 0（除非另给 head_dim），n_heads mod n_kv_heads = 0
+        """
         if self.head_dim is None and self.dim % self.n_heads != 0:
             raise ValueError(
                 f"dim must be divisible by n_heads: {self.dim} % {self.n_heads} = "
@@ -171,14 +174,16 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "the configuration") -> GPTConfig:
-        """由字典建立配置。
+        """由字典建立配置；where 写进错误信息，让人知道去改哪个文件。
 
         错误：不认识的键 → ValueError，给出最接近的字段名；缺少必需的键 → 列出它们
         """
         names = [field.name for field in dataclasses.fields(cls)]
+        # ① 多出来的键多半是拼错了：静静忽略，等于用默认值训练了一夜
         for key in values:
             if key not in names:
                 raise ValueError(unknown_key_message(key, names, where))
+        # ② 没有默认值的五个大小必须给全
         required = [
             field.name
             for field in dataclasses.fields(cls)
@@ -186,13 +191,14 @@ class GPTConfig:
         ]
         if required:
             raise ValueError(f"{where} lacks {', '.join(required)}")
+        # ③ 嵌套的一层：RoPE 的缩放自己也会检查
         arguments = dict(values)
         if isinstance(arguments.get("rope_scaling"), Mapping):
             arguments["rope_scaling"] = RopeScaling.from_dict(arguments["rope_scaling"])
         return cls(**arguments)
 
     def to_json(self) -> str:
-        """得到 JSON 文本（config.json 的内容）。"""
+        """得到 JSON 文本，就是模型目录里 config.json 的内容。"""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
 
     @classmethod
@@ -211,7 +217,10 @@ class GPTConfig:
         return cls.from_dict(values)
 
     def replace(self, **changes: Any) -> GPTConfig:
-        """复制一份并改动几个字段；写错的字段名会得到最接近的提示。"""
+        """复制一份并改动几个字段；写错的字段名会得到最接近的提示。
+
+        新的一份从头检查：改了 dim 却除不尽 n_heads，当场就会知道
+        """
         return self.from_dict({**self.to_dict(), **changes}, where="GPTConfig.replace")
 
 
@@ -225,28 +234,32 @@ def _gpt2(n_layers: int, dim: int, n_heads: int) -> GPTConfig:
 def _modern(classic: GPTConfig) -> GPTConfig:
     """同样大小，换上今天公认训练得更好的零件；没有偏置，位置写进注意力。"""
     return classic.replace(
-        norm="rmsnorm",
-        qk_norm=True,
-        position="rope",
-        activation="relu2",
-        qkv_bias=False,
+        norm="rmsnorm",  # 少减一次均值
+        qk_norm=True,  # 学习率可以更大而不发散
+        position="rope",  # 只看相对距离，还省下位置表的参数
+        activation="relu2",  # 与 SwiGLU 相当，却不多一个矩阵
+        qkv_bias=False,  # 归一化之后偏置几乎不起作用
         proj_bias=False,
     )
 
 
+# 上下文也短一些：注意力的计算随长度平方增长，几分钟的训练用不上更长的。
 # 小模型的词表也小：gpt-micro 若用 GPT-2 的词表，八成参数都会花在词向量上。
 _MICRO = _gpt2(4, 128, 4).replace(vocab_size=2048, max_seq_len=256)
 _MINI = _gpt2(6, 384, 6).replace(vocab_size=4096, max_seq_len=256)
 _SMALL = _gpt2(8, 512, 8).replace(max_seq_len=512)
 
 PRESETS: dict[str, GPTConfig] = {
+    # 三个学习用的小号：块的参数约 0.8M、10.6M、25M
     "gpt-micro": _MICRO,
     "gpt-mini": _MINI,
     "gpt-small": _SMALL,
-    "gpt2": _gpt2(12, 768, 12),
-    "gpt2-medium": _gpt2(24, 1024, 16),
-    "gpt2-large": _gpt2(36, 1280, 20),
-    "gpt2-xl": _gpt2(48, 1600, 25),
+    # GPT-2 的四个型号，与公开的权重形状相同
+    "gpt2": _gpt2(12, 768, 12),  # 124M
+    "gpt2-medium": _gpt2(24, 1024, 16),  # 355M
+    "gpt2-large": _gpt2(36, 1280, 20),  # 774M
+    "gpt2-xl": _gpt2(48, 1600, 25),  # 1.56B
+    # 与前三个一一对照
     "modern-micro": _modern(_MICRO),
     "modern-mini": _modern(_MINI),
     "modern-small": _modern(_SMALL),
@@ -276,7 +289,10 @@ def preset(name: str, **changes: Any) -> GPTConfig:
 
 
 def demo() -> None:
-    """打印预设的总表，并核对正文里的数字。"""
+    """打印预设的总表，并核对正文里的数字。
+
+    表里每个参数个数都由公式算出，测试再与 meta 设备上真正建出的模型核对
+    """
     from gpt_model.sizes import count_parameters, preset_table  # 公式在那一课，它又要读本课
 
     print(preset_table())

@@ -18,13 +18,13 @@ r"""怎样把积木拼成 GPT？词元 → 向量 → L 个 Transformer 块 → 
 「只有解码器」（decoder-only）：没有编码器，也没有交叉注意力；一个块看到的全是自己和前文。
 因为第 t 个输出只依赖前 t 个输入，一次前向就同时得到 T 个预测，训练才这样快。
 
-初始化：权重取 N(0, 0.02²)；每个块往残差上加两次，L 个块加 2L 次，方差会涨到 2L 倍，
-所以写回残差的两个投影再除以 √(2L)，让深模型一开始和浅模型一样平稳。
+先一行一行看 forward：它就是上面这张图。其余都是「在坏输入变成看不懂的错误之前拦住它」
+与「看和用」的小方法。初始化另有一课 initialization.py，损失另有一课 loss.py。
 
 论文：GPT-2, Radford et al. 2019；weight tying, arXiv:1608.05859；Pre-LN, arXiv:2002.04745。
 
 改哪里：换零件 → gpt_model/config.py 的字段；块的顺序 → transformer_basics/layers.py；
-       损失 → 本文件的 language_modeling_loss；名字与形状对应 Hugging Face → huggingface.py。
+       损失 → loss.py；初始化 → initialization.py；与 Hugging Face 互换 → huggingface.py。
 """
 
 from __future__ import annotations
@@ -40,53 +40,41 @@ from torch import Tensor, nn
 from foundation.checks import check_choice
 from foundation.demonstration import run_demo
 from gpt_model.config import GPTConfig, preset
-from transformer_basics.attention import CausalSelfAttention, attention_mask
+from gpt_model.initialization import initialize_weights
+from gpt_model.inputs import build_mask, check_inputs, real_positions
+from gpt_model.loss import language_modeling_loss
+from transformer_basics.attention import CausalSelfAttention
 from transformer_basics.embeddings import LearnedPositions, SinusoidalPositions, TokenEmbedding
-from transformer_basics.kv_cache import GrowingCache, KVCache, ModelCache, StaticCache
+from transformer_basics.kv_cache import GrowingCache, ModelCache, StaticCache
 from transformer_basics.layers import NORMS, FeedForward, LayerNorm, TransformerBlock
 from transformer_basics.rotary import RotaryEmbedding
 
 if TYPE_CHECKING:
     from tokenization.tokenizer import Tokenizer
 
-__all__ = ["GPT", "GPTOutput", "language_modeling_loss"]
+__all__ = ["GPT", "GPTOutput"]
 
 
 class GPTOutput(NamedTuple):
-    """一次前向的结果：logits (B, T, V)；给了 targets 才有 loss。"""
+    """一次前向的结果；像元组一样拆开用：logits, loss = model(ids, targets)。"""
 
-    logits: Tensor
-    loss: Tensor | None
-
-
-def language_modeling_loss(
-    logits: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
-) -> Tensor:
-    r"""交叉熵（cross-entropy）：正确的下一个词得到的概率越高，损失越小。
-
-    公式：loss_t = −log softmax(logits_t)[target_t]；target = ignore_index 的位置不算
-    形状：logits (B, T, V)，targets (B, T) → 标量；reduction="none" → (B, T)
-    类型：一律在 float32 中计算，bf16 的 logits 直接求 log-softmax 误差太大
-    """
-    # 均匀瞎猜的损失是 log V：初始损失远大于它，多半是初始化错了
-    return F.cross_entropy(
-        logits.flatten(0, 1).float(),  # (B·T, V)
-        targets.flatten(),  # (B·T,)
-        ignore_index=ignore_index,
-        reduction=reduction,
-    ).view(targets.shape if reduction == "none" else ())
+    logits: Tensor  # (B, T, V)，还不是概率：softmax 之后才是
+    loss: Tensor | None  # 标量；没给 targets 就是 None
 
 
 class GPT(nn.Module):
     """一个类，所有家族：差别全在 GPTConfig 的字段里。
 
     形状：ids (B, T) → logits (B, T, V)
+    参数名：token_embedding、position_embedding、blocks.i.{attention, feed_forward,
+           attention_norm, ffn_norm}、final_norm、lm_head；存盘、LoRA 与名字表都靠它们
     """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         # ① 词与位置：RoPE 把位置写进注意力，这里就没有位置向量
+        #    正弦位置没有参数；学出来的位置是一张 (T, D) 的表，比它长的句子就没法算
         self.token_embedding = TokenEmbedding(config.vocab_size, config.dim)
         self.position_embedding: nn.Module | None = None
         if config.position == "learned":
@@ -97,184 +85,140 @@ class GPT(nn.Module):
         self.rotary: RotaryEmbedding | None = None
         if config.position == "rope":
             self.rotary = RotaryEmbedding(
-                config.head_size,
+                config.head_size,  # 每个头里两两一对地转
                 theta=config.rope_theta,
                 max_seq_len=config.max_seq_len,
-                scaling=config.rope_scaling,
+                scaling=config.rope_scaling,  # None 就是原版
             )
         self.blocks = nn.ModuleList(self._build_block() for _ in range(config.n_layers))
         # ③ Post-LN 的每个块已经以归一化收尾，最后不再需要一次
+        #    Pre-LN 的残差一路只加不减，不归一化就直接打分会太大
         self.final_norm = self._build_norm() if config.norm_position == "pre" else nn.Identity()
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
+            # 同一个 Parameter 挂在两处：梯度自动相加，小模型省下一大块参数
             self.lm_head.weight = self.token_embedding.weight
-        self.initialize_weights()
+        # ④ 从一开始就平稳的权重；载入现成权重时会被整个换掉
+        initialize_weights(self, config.init_std, config.n_layers)
 
     def _build_norm(self) -> nn.Module:
-        """按配置取一种归一化；只有 LayerNorm 才有偏置。"""
+        """按配置取一种归一化；只有 LayerNorm 才有偏置，RMSNorm 连均值都不减。"""
         config = self.config
         if config.norm == "layernorm":
             return LayerNorm(config.dim, eps=config.norm_eps, bias=config.proj_bias)
         return NORMS[config.norm](config.dim, eps=config.norm_eps)
 
     def _build_block(self) -> TransformerBlock:
-        """一个块 = 注意力 + 前馈 + 两个归一化。"""
-        config = self.config
+        """一个块 = 注意力（词元之间交流）+ 前馈（各自消化），各配一个归一化。
+
+        公式：Pre-LN  x ← x + Attention(Norm(x))；x ← x + FeedForward(Norm(x))
+        """
+        c = self.config
+        # 这里没有一个 if：GPT-2 与 Llama 的差别只是传进去的值不同
         attention = CausalSelfAttention(
-            config.dim,
-            config.n_heads,
-            n_kv_heads=config.kv_heads,
-            head_dim=config.head_size,
-            qkv_bias=config.qkv_bias,
-            proj_bias=config.proj_bias,
-            rotary=self.rotary,
-            qk_norm=config.qk_norm,
-            norm_eps=config.norm_eps,
-            sliding_window=config.sliding_window,
-            dropout=config.dropout,
+            c.dim,
+            c.n_heads,  # 各看各的关系，互不相扰
+            n_kv_heads=c.kv_heads,  # 少于 n_heads 就是 grouped-query attention
+            head_dim=c.head_size,  # H·d 可以不等于 D
+            qkv_bias=c.qkv_bias,
+            proj_bias=c.proj_bias,
+            rotary=self.rotary,  # None 表示位置不写进注意力
+            qk_norm=c.qk_norm,  # 打分前把 q、k 归一
+            norm_eps=c.norm_eps,
+            sliding_window=c.sliding_window,  # 只看最近的词元
+            dropout=c.dropout,
         )
         feed_forward = FeedForward(
-            config.dim,
-            config.ffn_size,
-            activation=config.activation,
-            gated=config.gated_ffn,
-            bias=config.proj_bias,
-            dropout=config.dropout,
+            c.dim,
+            c.ffn_size,  # 先放宽再收窄
+            activation=c.activation,
+            gated=c.gated_ffn,  # silu 加门控就是 SwiGLU
+            bias=c.proj_bias,
+            dropout=c.dropout,
         )
+        norms = self._build_norm(), self._build_norm()
         return TransformerBlock(
-            attention,
-            feed_forward,
-            self._build_norm(),
-            self._build_norm(),
-            norm_position=config.norm_position,
-            dropout=config.dropout,
+            attention, feed_forward, *norms, norm_position=c.norm_position, dropout=c.dropout
         )
-
-    @torch.no_grad()
-    def initialize_weights(self) -> None:
-        """按 GPT-2 的方法初始化；归一化的权重已经是 1，不动它。
-
-        公式：W ~ N(0, σ²)，偏置 0；写回残差的 out_proj 与 down_proj 用 σ / √(2L)
-        """
-        std = self.config.init_std
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                to_residual = name.endswith(("out_proj", "down_proj"))
-                scale = math.sqrt(2 * self.config.n_layers) if to_residual else 1.0
-                nn.init.normal_(module.weight, std=std / scale)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, (TokenEmbedding, LearnedPositions)):
-                nn.init.normal_(module.weight, std=std)
 
     def forward(
         self,
-        ids: Tensor,
-        targets: Tensor | None = None,
+        ids: Tensor,  # (B, T)
+        targets: Tensor | None = None,  # (B, T)，通常是 ids 左移一位
         *,
-        positions: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        cache: ModelCache | None = None,
-        last_only: bool = False,
+        positions: Tensor | None = None,  # (T,) 或 (B, T)；None 就从缓存末尾接着数
+        attention_mask: Tensor | None = None,  # (B, S) 布尔，真 = 真实词元
+        document_ids: Tensor | None = None,  # (B, T)，同号的词元才互相看得见
+        cache: ModelCache | None = None,  # 以前词元的 K、V，用过之后会变长
+        last_only: bool = False,  # 只要最后一个位置的分数（生成时）
         ignore_index: int = -100,
         reduction: str = "mean",
     ) -> GPTOutput:
         r"""给每个位置的下一个词打分；给了 targets 就顺便算损失。
 
-        形状：ids (B, T) int64 → logits (B, T, V)；last_only 时 (B, 1, V)
-              attention_mask (B, S) 真 = 真实词元，S = 已缓存长度 + T；document_ids (B, T)
-        类型：logits 与权重同 dtype；损失 float32
-        错误：编号 ≥ V、S 超出 max_seq_len → ValueError，写明两个数
+        公式：logits = Norm(Block_L(… Block_1(E[ids] + P) …)) · Eᵀ
+        形状：ids (B, T) int64 → logits (B, T, V)，last_only 时 (B, 1, V)；S = 已缓存长度 + T
+        类型：logits 与权重同 dtype（混合精度时由 autocast 决定）；损失 float32
+        错误：编号 ≥ V、S 超出 max_seq_len、掩码长度不是 S → ValueError，写明两个数
         """
         start = cache.length if cache is not None else 0  # 先记下：各层 append 之后它就变了
-        self._check(ids, start, document_ids)
+        c = self.config
+        # 坏输入在这里变成一句看得懂的话，见 inputs.py
+        check_inputs(
+            ids,
+            start,
+            vocab_size=c.vocab_size,
+            max_seq_len=c.max_seq_len,
+            document_ids=document_ids,
+        )
         # ① 位置：None 表示接着缓存往后数；左填充的批里，各行按自己的真实词元数
         if positions is None and attention_mask is not None:
-            positions = self._real_positions(attention_mask)[:, -ids.shape[1] :]  # (B, T)
-        mask = self._mask(ids.shape[1], start, attention_mask, document_ids)  # (B, 1, T, S) | None
-        # ② 查表：词向量加位置向量
+            positions = real_positions(attention_mask, ids.shape[1])  # (B, T)
+        mask = build_mask(ids.shape[1], start, attention_mask, document_ids, c.sliding_window)
+        # ② 查表：词向量加位置向量；RoPE 不在这里加，它在注意力里转动 q 与 k
+        x = self._embed(ids, positions, start)  # (B, T, D)
+        # ③ 一层层往残差里加东西；每层有自己的一份 K、V 缓存
+        for layer, block in enumerate(self.blocks):
+            layer_cache = cache[layer] if cache is not None else None
+            x = block(x, positions=positions, mask=mask, cache=layer_cache)  # (B, T, D)
+        # ④ 归一化，再与每个词的向量做内积；生成时只要最后一个位置，省去其余的大乘法
+        if last_only:
+            x = x[:, -1:]  # (B, 1, D)
+        logits = self.lm_head(self.final_norm(x))  # (B, T, V)
+        if c.logit_softcap is not None:
+            # 平滑地限幅：分数再大也只趋近 ±cap，训练后期不会冲得太高
+            logits = c.logit_softcap * torch.tanh(logits / c.logit_softcap)
+        # ⑤ 损失：同一次前向里 T 道题一起判分
+        #    标签由调用者左移好：这样打包、只算答案等做法都不必改模型
+        if targets is None:
+            return GPTOutput(logits, None)
+        if last_only:
+            raise ValueError("targets need the logits of every position; drop last_only")
+        loss = language_modeling_loss(
+            logits, targets, ignore_index=ignore_index, reduction=reduction
+        )
+        return GPTOutput(logits, loss)
+
+    def _embed(self, ids: Tensor, positions: Tensor | None, start: int) -> Tensor:
+        """词向量，加上（如果有）位置向量，训练时再 dropout。
+
+        公式：x_t = E[id_t] + P[t]
+        形状：ids (B, T) → (B, T, D)
+        """
         x = self.token_embedding(ids)  # (B, T, D)
         if self.position_embedding is not None:
             if positions is None:
-                absolute = torch.arange(start, start + ids.shape[1], device=ids.device)  # (T,)
-            else:
-                absolute = positions
-            x = x + self.position_embedding(absolute)
+                positions = torch.arange(start, start + ids.shape[1], device=ids.device)  # (T,)
+            x = x + self.position_embedding(positions)  # (T, D) 广播到每一行
+        # dropout 只在训练时：随机抹掉一些维，逼模型不依赖某一维
         if self.training and self.config.dropout > 0:
             x = F.dropout(x, self.config.dropout)
-        # ③ 一层层往残差里加东西
-        for layer, block in enumerate(self.blocks):
-            x = block(
-                x, positions=positions, mask=mask, cache=cache[layer] if cache is not None else None
-            )
-        # ④ 归一化，再与每个词的向量做内积；生成时只需要最后一个位置，省去其余的大乘法
-        if last_only:
-            x = x[:, -1:]
-        logits = self.lm_head(self.final_norm(x))  # (B, T, V)
-        if self.config.logit_softcap is not None:
-            logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
-        loss = None
-        if targets is not None:
-            if last_only:
-                raise ValueError("targets need the logits of every position; drop last_only")
-            loss = language_modeling_loss(
-                logits, targets, ignore_index=ignore_index, reduction=reduction
-            )
-        return GPTOutput(logits, loss)
-
-    def _check(self, ids: Tensor, start: int, document_ids: Tensor | None) -> None:
-        """在查表之前拦住坏输入：越界的编号在 GPU 上只会得到一句看不懂的断言。"""
-        if ids.ndim != 2 or ids.shape[1] == 0:
-            raise ValueError(f"ids must have shape (B, T) with T >= 1, got {tuple(ids.shape)}")
-        length = start + ids.shape[1]
-        if length > self.config.max_seq_len:
-            raise ValueError(
-                f"{length} tokens (cached {start} + new {ids.shape[1]}) do not fit into "
-                f"max_seq_len {self.config.max_seq_len}"
-            )
-        if document_ids is not None and start:
-            raise ValueError(f"document_ids cannot be used with a cache (cached length {start})")
-        # 只在 CPU 上检查：在 GPU 上取最大值会迫使 CPU 等待
-        if ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = (int(bound) for bound in torch.aminmax(ids))
-            if low < 0 or high >= self.config.vocab_size:
-                raise ValueError(
-                    f"token id {low if low < 0 else high} is outside the vocabulary: "
-                    f"ids must be >= 0 and < {self.config.vocab_size}"
-                )
-
-    @staticmethod
-    def _real_positions(real: Tensor) -> Tensor:
-        """填充不占位置：左填充的句子也从 0 数起。(B, S) 布尔 → (B, S) 编号。"""
-        return (real.long().cumsum(dim=1) - 1).clamp(min=0)
-
-    def _mask(
-        self, n_new: int, start: int, real: Tensor | None, document_ids: Tensor | None
-    ) -> Tensor | None:
-        """没有填充、也没有文档边界时返回 None，注意力自己走最快的因果路径。"""
-        if real is None and document_ids is None:
-            return None
-        if real is not None and real.shape[1] != start + n_new:
-            raise ValueError(
-                f"attention_mask must cover cached {start} + new {n_new} tokens, "
-                f"got length {real.shape[1]}"
-            )
-        given = real if real is not None else document_ids
-        assert given is not None
-        return attention_mask(
-            n_new,
-            start + n_new,
-            key_padding=real,
-            document_ids=document_ids,
-            window=self.config.sliding_window,
-            device=given.device,
-        )
+        return x  # type: ignore[no-any-return]
 
     # ── 看与用 ──────────────────────────────────────────────────────────
     @property
     def device(self) -> torch.device:
-        """权重所在的设备。"""
+        """权重所在的设备；输入要放到同一处。"""
         return self.token_embedding.weight.device
 
     @property
@@ -285,36 +229,36 @@ class GPT(nn.Module):
     def make_cache(
         self, batch_size: int, *, capacity: int | None = None, kind: str = "static"
     ) -> ModelCache:
-        """为一批生成准备 KV 缓存：static 一次占好，growing 用多少长多少（便于读懂）。"""
+        """为一批生成准备 KV 缓存，每层一份，一起进退。
+
+        static 一次占好、就地写入；growing 每次拼接，便于读懂。两者结果相同
+        形状：每层 K、V 各 (B, G, S, d)，S = capacity，缺省为 max_seq_len
+        错误：kind 不认识 → ValueError
+        """
         config = self.config
         check_choice("kind", kind, ("static", "growing"))
-        layers: list[KVCache] = []
-        for _ in range(config.n_layers):
-            if kind == "growing":
-                layers.append(GrowingCache())
-                continue
-            layers.append(
-                StaticCache(
-                    batch_size,
-                    config.kv_heads,
-                    capacity or config.max_seq_len,
-                    config.head_size,
-                    dtype=self.dtype,
-                    device=self.device,
-                )
-            )
+        if kind == "growing":
+            return ModelCache([GrowingCache() for _ in range(config.n_layers)])
+        # 每层一样大；第一层也不例外，它存的是第一层的 K、V 而不是词向量
+        length = capacity or config.max_seq_len  # 装得下的词元数
+        shape = (batch_size, config.kv_heads, length, config.head_size)  # (B, G, S, d)
+        layers = [
+            StaticCache(*shape, dtype=self.dtype, device=self.device)
+            for _ in range(config.n_layers)
+        ]
         return ModelCache(layers)
 
     def num_parameters(self, *, trainable_only: bool = False) -> int:
         """参数个数；共用的矩阵只数一次。"""
-        return sum(
-            parameter.numel()
-            for parameter in self.parameters()
-            if parameter.requires_grad or not trainable_only
-        )
+        # parameters() 已经去重；LoRA 训练时只有一小部分 requires_grad
+        chosen = (p for p in self.parameters() if p.requires_grad or not trainable_only)
+        return sum(parameter.numel() for parameter in chosen)
 
     def use_implementation(self, name: str) -> None:
-        """全模型切换 "fast"（融合的算子）与 "lesson"（写出来的公式）；结果应当相同。"""
+        """全模型切换 "fast"（融合的算子）与 "lesson"（写出来的公式）。
+
+        两条路径签名相同、结果只差舍入：读懂慢的，用快的，再用慢的核对快的
+        """
         check_choice("implementation", name, ("fast", "lesson"))
         for module in self.modules():
             if hasattr(module, "implementation"):
@@ -322,13 +266,13 @@ class GPT(nn.Module):
 
     @classmethod
     def on_meta(cls, config: GPTConfig) -> GPT:
-        """只有形状、不占内存的模型：数参数、载入权重前先搭骨架。"""
+        """只有形状、不占内存的模型：数参数、载入权重前先搭骨架，1.5B 也是一瞬间。"""
         with torch.device("meta"):
             return cls(config)
 
     def save(self, directory: Path | str, tokenizer: Tokenizer | None = None) -> None:
-        """存成模型目录（config.json、model.safetensors、tokenizer.json、清单），要么完整要么没有。"""
-        from gpt_model.model_directory import save_model
+        """存成模型目录（配置、权重、分词器、清单），要么完整要么没有；见 model_directory.py。"""
+        from gpt_model.model_directory import save_model  # 那一课要用本课，所以用时才取
 
         save_model(self, directory, tokenizer)
 
@@ -339,7 +283,7 @@ class GPT(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> GPT:
-        """读回模型目录；任何损坏都会写明是哪个文件。"""
+        """读回模型目录；任何损坏都会写明是哪个文件。dtype 为 None 时保持存下时的类型。"""
         from gpt_model.model_directory import load_model
 
         return load_model(directory, device, dtype)
@@ -347,6 +291,7 @@ class GPT(nn.Module):
 
 def demo() -> None:
     """拼一个 gpt-micro，看形状、初始损失、因果性、两条路径与 KV 缓存。"""
+    # ① 形状与初始损失：还没学过，应当和瞎猜差不多
     config = preset("gpt-micro", vocab_size=65, max_seq_len=64)
     model = GPT(config).eval()
     ids = torch.randint(65, (2, 16))
@@ -354,41 +299,47 @@ def demo() -> None:
     assert loss is not None
     print(f"gpt-micro：{model.num_parameters():,} 个参数")
     print(f"ids {tuple(ids[:, :-1].shape)} → logits {tuple(logits.shape)}")
+    # 权重很小，logits 都接近 0，softmax 几乎是均匀的
     print(f"初始损失 {loss.item():.3f}，均匀瞎猜是 log 65 = {math.log(65):.3f}")
     assert abs(loss.item() - math.log(65)) < 0.1
 
+    # ② 因果：改动一个词元，它之前的输出不该有任何变化
     changed = ids.clone()
     changed[:, 10] = (changed[:, 10] + 1) % 65
     difference = (model(ids).logits - model(changed).logits).abs().amax(dim=(0, 2))  # (T,)
     print("改动第 10 个词元，各位置输出的变化：")
     print("  " + " ".join(f"{value:.0e}" if value else "0" for value in difference.tolist()))
+    # 不是「很小」，而是恰好为 0：掩码之外没有任何通路
     assert difference[:10].max() == 0 < difference[10]  # 未来不泄漏，一个比特也不
 
+    # ③ 快路径与写出来的公式
     fast = model(ids).logits
     model.use_implementation("lesson")
     lesson = model(ids).logits
     model.use_implementation("fast")
     print(f"写出来的公式与融合算子相差 {(fast - lesson).abs().max():.1e}")
-    assert torch.allclose(fast, lesson, atol=1e-5)
+    assert torch.allclose(fast, lesson, atol=1e-5)  # 两条路，一个答案
 
+    # ④ 缓存：旧词元的 K、V 不会再变，分几段喂都一样
     cache = model.make_cache(2)
     with torch.no_grad():
         pieces = [model(piece, cache=cache).logits for piece in ids.split([7, 1, 8], dim=1)]
     gap = (torch.cat(pieces, dim=1) - fast).abs().max()
     print(f"分三段喂、用 KV 缓存，与一次算完相差 {gap:.1e}")
-    assert gap < 1e-5
+    assert gap < 1e-5  # 只差舍入：加法的次序不同
 
-    targets = ids[:, 1:].clone()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    # ⑤ 检验整条链路最快的办法：背下一个批
     print("反复学同两句话（overfit one batch），损失：", end="")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(31):
-        loss = model.train()(ids[:, :-1], targets).loss
+        loss = model.train()(ids[:, :-1], ids[:, 1:]).loss
         assert loss is not None
         if step % 10 == 0:
             print(f" {loss.item():.3f}", end="")
-        optimizer.zero_grad()
+        optimizer.zero_grad()  # 忘了它，梯度会一直累加
         loss.backward()
         optimizer.step()
+    # 两句话 30 步都背不下来，就不必去训练大语料
     print("  ← 降不到 0 附近，就是哪里写错了")
     assert loss.item() < 0.2
 

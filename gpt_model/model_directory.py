@@ -6,10 +6,19 @@ r"""模型怎样落到磁盘上、又怎样原样读回？一个目录，四个�
     ├── tokenizer.json       文字与编号的对应（Hugging Face tokenizers 的格式）
     └── manifest.json        以上每个文件的大小与 SHA-256，最后写成
 
-为什么不用 torch.save：它是 pickle，读一个文件就可能执行里面的代码。
-为什么要清单：safetensors 自己发现不了权重里翻转的一个比特，模型只会「悄悄变笨」。
+为什么不用 torch.save：它是 pickle，读一个文件就可能执行里面的代码。别人给的模型，不该能动你的电脑。
+safetensors 只是「一段 JSON 说明 + 一长串数」，读它不会执行任何东西，还能直接映射进内存。
 
-读的步骤：核对清单 → 读配置 → 在 meta 设备上搭骨架（不占内存）→ 逐个对上名字与形状 → 放进权重。
+为什么要清单：safetensors 自己发现不了权重里翻转的一个比特，模型只会「悄悄变笨」。
+清单记下每个文件的大小与 SHA-256，差一个比特就拒绝，并说出是哪个文件。
+
+为什么先写旁边再改名：写到一半断电，留下的是一个没人认的临时目录，旧模型原封不动；
+改名在文件系统里是一下子完成的，看到新名字的人看到的必是完整的目录。
+
+    写    my-model.tmp-3f2a/ 里逐个写好 → 刷到磁盘 → 最后写清单 → 改名为 my-model/
+    读    核对清单 → 读配置 → 搭骨架（不占内存）→ 逐个对上名字与形状 → 放进权重
+
+一次训练的存档（run/step-000200/）也是模型目录，只是多了优化器的状态，所以训练的目录可以直接拿来生成。
 
 改哪里：目录里多存一个文件 → save_model 里写它，清单自动收录；
        换一种权重格式 → load_weights；Hugging Face 的目录 → huggingface.py。
@@ -45,20 +54,23 @@ __all__ = [
 ]
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-MODEL_KIND = "model"
-STEP_PATTERN = "step-*"
+WEIGHTS_FILE = "model.safetensors"  # 与 Hugging Face 的叫法相同
+MODEL_KIND = "model"  # 写进清单，与存档、词元分片区分
+STEP_PATTERN = "step-*"  # 训练目录里每一步的存档
 
 
 def state_to_save(model: nn.Module) -> dict[str, Tensor]:
-    """要写进文件的张量：共用同一块内存的只留第一个名字（safetensors 不许重复）。"""
+    """要写进文件的张量：共用同一块内存的只留第一个名字。
+
+    safetensors 不许两个名字指同一块内存；词向量与 lm_head 共用时只存词向量，读回时再系上
+    """
     kept: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    seen: set[int] = set()  # 已经写过的内存地址
     for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() in seen and tensor.numel():
+        if tensor.data_ptr() in seen and tensor.numel():  # 空张量没有地址可比
             continue
         seen.add(tensor.data_ptr())
-        kept[name] = tensor.detach().contiguous()
+        kept[name] = tensor.detach().contiguous()  # 转置过的视图要先排好
     return kept
 
 
@@ -68,11 +80,14 @@ def write_model_files(model: GPT, directory: Path, tokenizer: Tokenizer | None =
     错误：权重里有 NaN 或无穷大 → ValueError，写明是哪一个；坏模型不落盘
     """
     state = state_to_save(model)
+    # ① 坏数一旦落盘，下一次就会从它继续：在门口拦住
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinite values; a broken model is not saved")
+    # ② 形状与数字
     write_text(directory / CONFIG_FILE, model.config.to_json() + "\n")
     save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    # ③ 分词器放在一起：编号与词向量的行一一对应，拆开就成了乱码
     if tokenizer is not None:
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
@@ -83,7 +98,11 @@ def write_model_files(model: GPT, directory: Path, tokenizer: Tokenizer | None =
 
 
 def save_model(model: GPT, directory: Path | str, tokenizer: Tokenizer | None = None) -> None:
-    """存成模型目录：先写在旁边，完整了再改名，中途断电也不会留下半个。"""
+    """存成模型目录：先写在旁边，完整了再改名，中途断电也不会留下半个。
+
+    同名的旧目录先挪开，新的就位后才删；任何一步出错，旧的都还在
+    错误：权重含 NaN、分词器比词表大 → ValueError；磁盘满 → OSError，旧目录不变
+    """
     with atomic_directory(directory, kind=MODEL_KIND) as temporary:
         write_model_files(model, temporary, tokenizer)
 
@@ -96,15 +115,19 @@ def load_model(
     错误：不是模型目录、文件损坏、多出或缺少张量、形状不符、含 NaN → ValueError
     """
     directory = Path(directory)
-    verify_manifest(directory)
+    verify_manifest(directory)  # 模型目录与训练存档都行，种类不限
     config = load_config(directory)
+    # 先有形状再有数字：随机初始化 1.5B 个数要好几秒，而它们马上就会被换掉
     model = GPT.on_meta(config).to_empty(device="cpu")  # 只占地址，还没有写入任何字节
     load_weights(model, read_weights(directory / WEIGHTS_FILE), str(directory / WEIGHTS_FILE))
     return model.to(device=device, dtype=dtype or model.dtype).eval()  # 没有参数的表也跟着换类型
 
 
 def load_config(directory: Path) -> GPTConfig:
-    """读 config.json；不认识的键给出最接近的字段名。"""
+    """读 config.json 并检查每个字段。
+
+    错误：不是 JSON → 行与列；不是对象、键不认识、值越界 → ValueError，写明文件
+    """
     path = directory / CONFIG_FILE
     values = read_json(path)
     if not isinstance(values, dict):
@@ -113,11 +136,14 @@ def load_config(directory: Path) -> GPTConfig:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """读一个 safetensors 文件；格式坏了就写明文件名，不让库的错误漏到用户面前。"""
+    """读一个 safetensors 文件：名字 → 张量，映射进内存，用到时才真正读盘。
+
+    错误：文件不在、格式坏了 → ValueError，写明文件名；库自己的错误不会说是哪个文件
+    """
     try:
         weights: dict[str, Tensor] = load_file(path)
         return weights
-    except FileNotFoundError:
+    except FileNotFoundError:  # 清单核对之后才被删掉的，也要说清
         raise ValueError(f"{path} does not exist") from None
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
@@ -129,13 +155,16 @@ def load_weights(model: GPT, weights: Mapping[str, Tensor], where: str) -> None:
     错误：缺少、多出、形状不符 → 一次列全；NaN 或无穷大 → 写明名字
     """
     weights = dict(weights)
-    expected = model.state_dict()
+    expected = model.state_dict()  # 只用它的名字与形状
     # ① 共用的矩阵只存了一个名字，先补上另一个
     if model.config.tie_embeddings:
         weights.setdefault("lm_head.weight", weights.get("token_embedding.weight", torch.empty(0)))
     # ② 名字与形状：一次说全，免得改一个错一个
+    #    （共用词表时两个名字都在 expected 里，所以上面要补）
     problems = [f"missing {name}" for name in expected if name not in weights]
+    #    多出来的也是错：多半是另一种结构的权重，硬塞进来只会得到一个说胡话的模型
     problems += [f"unexpected {name}" for name in weights if name not in expected]
+    #    形状不符时两边都写出来，一眼看出是词表、宽度还是层数不对
     problems += [
         f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
         for name, tensor in expected.items()
@@ -144,13 +173,15 @@ def load_weights(model: GPT, weights: Mapping[str, Tensor], where: str) -> None:
     if problems:
         listed = "; ".join(problems[:8]) + (f"; … {len(problems)} in all" if problems[8:] else "")
         raise ValueError(f"{where} does not fit the model: {listed}")
+    # ③ 数字：NaN 会从第一次乘法传染到每一个输出
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{where} is damaged: {name} holds NaN or infinite values")
-    # ③ 直接换上（assign）而不复制；再把共用的矩阵重新系在一起
+    # ④ 直接换上（assign）而不复制，类型也随文件；再把共用的矩阵重新系在一起，
+    #    否则训练时两份各走各的，存盘又只存一份
     model.load_state_dict(weights, assign=True)
     for parameter in model.parameters():
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(True)  # 换上来的张量默认不求梯度
     if model.config.tie_embeddings:
         model.lm_head.weight = model.token_embedding.weight
 
@@ -162,13 +193,17 @@ def find_model_directory(path: Path | str) -> Path:
     错误：两者都不是 → ValueError，写明那里有什么
     """
     path = Path(path)
+    # ① 自己就是模型目录
     if (path / CONFIG_FILE).is_file():
         return path
+    # ② 训练目录：没有清单的一步是存到一半的，不算
     steps = sorted(step for step in path.glob(STEP_PATTERN) if (step / MANIFEST).is_file())
     if steps:
+        # min 取第一个最小的；倒着排，损失相同（或都没有）时就取最新的
         return min(reversed(steps), key=validation_loss)
     if not path.exists():
         raise ValueError(f"model directory {path} does not exist")
+    # 存在却什么也不是：说清两种合格的样子
     raise ValueError(
         f"{path} is neither a model directory ({CONFIG_FILE}, {WEIGHTS_FILE}) "
         f"nor a run with a whole {STEP_PATTERN} checkpoint"
@@ -176,7 +211,7 @@ def find_model_directory(path: Path | str) -> Path:
 
 
 def validation_loss(step: Path) -> float:
-    """一步存档清单里记下的验证损失；没有就当作无穷大。"""
+    """一步存档的清单里记下的验证损失；没有就当作无穷大，排在验证过的后面。"""
     value = read_json(step / MANIFEST).get("val_loss")
     return float("inf") if value is None else float(value)
 
@@ -187,26 +222,32 @@ def demo() -> None:
 
     from gpt_model.config import preset
 
-    torch.manual_seed(0)
+    # 一层、词表 65 的小模型：文件才看得过来
     model = GPT(preset("gpt-micro", vocab_size=65, n_layers=1)).eval()
-    ids = torch.randint(65, (1, 8))
+    ids = torch.randint(65, (1, 8))  # 拿同一句话比较存前与读后
     with tempfile.TemporaryDirectory() as folder:
+        # ① 存与读
         directory = Path(folder) / "my-model"
         model.save(directory)
         print("模型目录：")
+        # 没有分词器：这里没有给
         for file in sorted(directory.iterdir()):
             print(f"  {file.name:<20}{file.stat().st_size:>9,} 字节")
-        again = GPT.load(directory)
+        again = GPT.load(directory)  # 清单核对过才读
+        # 不是「接近」，而是每个比特都相同
         assert torch.equal(model(ids).logits, again(ids).logits)
         print("读回后 logits 逐比特相等")
 
+        # ② 损坏：safetensors 照样读得出来，只有清单知道
         weights = directory / WEIGHTS_FILE
         damaged = bytearray(weights.read_bytes())
-        damaged[-1] ^= 1
+        damaged[-1] ^= 1  # 某个权重的一个比特
         weights.write_bytes(damaged)
+        assert read_weights(weights)  # 库毫无察觉
         try:
-            GPT.load(directory)
+            GPT.load(directory)  # 应当拒绝
         except ValueError as error:
+            # 临时目录的名字每次不同，换成好读的
             message = str(error).replace(str(directory), "my-model")
         assert "damaged" in message
         print(f"翻转最后一个比特 → {message}")

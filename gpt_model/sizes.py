@@ -49,6 +49,7 @@ __all__ = [
     "training_memory",
 ]
 
+# 混合精度也不省这两份：动量太小的增量在 16 位里会被舍掉
 ADAM_STATES = 2  # 每个参数的一阶矩与二阶矩
 
 
@@ -56,11 +57,11 @@ ADAM_STATES = 2  # 每个参数的一阶矩与二阶矩
 class ParameterCount:
     """一个模型的参数，按部分列出；embedding 是查表用的，其余参与计算。"""
 
-    token_embedding: int
-    position_embedding: int
-    attention: int
-    feed_forward: int
-    norms: int
+    token_embedding: int  # V·D
+    position_embedding: int  # T·D，只有学出来的位置才有
+    attention: int  # 四个投影、偏置、q/k 归一化
+    feed_forward: int  # 两个或三个矩阵、偏置
+    norms: int  # 归一化的缩放与偏移
     lm_head: int  # 与词向量共用（tied）时为 0
 
     @property
@@ -99,10 +100,11 @@ def count_parameters(config: GPTConfig) -> ParameterCount:
     n_in = 2 if config.gated_ffn else 1
     feed_forward = (n_in + 1) * config.dim * config.ffn_size
     feed_forward += n_in * config.ffn_size + config.dim if config.proj_bias else 0
-    # ③ 归一化：每块两个；Pre-LN 在最后还有一个
+    #    每块两个；Pre-LN 在最后还有一个
     per_norm = config.dim * (2 if config.norm == "layernorm" and config.proj_bias else 1)
     n_norms = 2 * config.n_layers + (1 if config.norm_position == "pre" else 0)
     return ParameterCount(
+        # ③ 查表与收尾：共用词表时 lm_head 不另算
         token_embedding=config.vocab_size * config.dim,
         position_embedding=config.max_seq_len * config.dim if config.position == "learned" else 0,
         attention=config.n_layers * attention,
@@ -114,9 +116,9 @@ def count_parameters(config: GPTConfig) -> ParameterCount:
 
 def matmul_parameters(config: GPTConfig) -> int:
     """每个词元都要乘一遍的参数个数 N_matmul：块里的矩阵，加上输出词表（共用也要乘）。"""
-    wide_q = config.n_heads * config.head_size
-    wide_kv = config.kv_heads * config.head_size
-    n_matrices = 3 if config.gated_ffn else 2
+    wide_q = config.n_heads * config.head_size  # W_Q 与 W_O 各 D·Hd
+    wide_kv = config.kv_heads * config.head_size  # W_K 与 W_V 各 D·Gd
+    n_matrices = 3 if config.gated_ffn else 2  # up、down，门控时再加 gate
     per_block = 2 * config.dim * (wide_q + wide_kv) + n_matrices * config.dim * config.ffn_size
     return config.n_layers * per_block + config.vocab_size * config.dim
 
@@ -127,15 +129,19 @@ def flops_per_token(config: GPTConfig, context: int | None = None, *, training: 
     公式：训练 6·N_matmul + 12·L·H·d·T；前向取其三分之一。T 不超过滑动窗口
     """
     length = config.max_seq_len if context is None else check_int("context", context, 1)
+    # QKᵀ：每个词元对 T 个键各做 d 次乘加；AV 同样多。因果掩码省下的一半通常不计
     if config.sliding_window is not None:
         length = min(length, config.sliding_window)
-    scores = config.n_layers * config.n_heads * config.head_size * length
-    forward = 2 * matmul_parameters(config) + 4 * scores
+    scores = config.n_layers * config.n_heads * config.head_size * length  # L·H·d·T
+    forward = 2 * matmul_parameters(config) + 4 * scores  # 一次乘加是 2 次运算
     return 3 * forward if training else forward
 
 
 def kv_bytes_per_token(config: GPTConfig, bytes_per_value: int = 2) -> int:
-    """KV 缓存里每个词元的字节数：2·L·G·d·字节。"""
+    """KV 缓存里每个词元的字节数。
+
+    公式：2·L·G·d·字节，2 是 K 与 V 各一份；少用键值头（G < H）就按比例省
+    """
     return 2 * config.n_layers * config.kv_heads * config.head_size * bytes_per_value
 
 
@@ -143,12 +149,12 @@ def kv_bytes_per_token(config: GPTConfig, bytes_per_value: int = 2) -> int:
 class MemoryEstimate:
     """一次训练或推理各部分占用的字节数。"""
 
-    weights: int
-    gradients: int = 0
-    optimizer: int = 0
-    activations: int = 0
-    logits: int = 0
-    kv_cache: int = 0
+    weights: int  # 权重；混合精度时含 16 位的拷贝
+    gradients: int = 0  # 与权重同样多
+    optimizer: int = 0  # Adam 的两份矩
+    activations: int = 0  # 为反向留着的中间结果
+    logits: int = 0  # 词表大时不可忽略
+    kv_cache: int = 0  # 只在生成时有
 
     @property
     def total(self) -> int:
@@ -163,16 +169,18 @@ class MemoryEstimate:
 def activation_values_per_token(config: GPTConfig) -> int:
     """反向传播前，每个词元在所有块里留下多少个数（快路径，不存 T×T 的权重）。
 
-    一个块留下：两次归一化的输入与输出 4D；q、k、v 与注意力的输出；前馈激活前后各一份。
+    公式：每块约 4D + 2Hd + 2Gd + 2F，即两次归一化的输入与输出、q、k、v 与注意力的输出、
+         前馈激活前后各一份；测试用 autograd 真正留下的张量核对，相差不到四分之一
+    为什么要留：d(x·W)/dW = xᵀ，求 W 的梯度要用到当时的 x
     """
-    wide_q = config.n_heads * config.head_size
-    wide_kv = config.kv_heads * config.head_size
+    wide_q = config.n_heads * config.head_size  # Hd
+    wide_kv = config.kv_heads * config.head_size  # Gd
     attention = 2 * wide_q + 2 * wide_kv  # q、输出；k、v
     attention += wide_q + wide_kv if config.qk_norm else 0  # 归一化前的 q、k
     # 门控：gate、up、act(gate)、乘积四份；普通：激活前后两份（ReLU² 还留中间的 ReLU）
     n_kept = 4 if config.gated_ffn else (3 if config.activation == "relu2" else 2)
     per_block = 4 * config.dim + attention + n_kept * config.ffn_size
-    return config.n_layers * per_block + 2 * config.dim
+    return config.n_layers * per_block + 2 * config.dim  # 末尾还有一次归一化
 
 
 def training_memory(
@@ -187,7 +195,7 @@ def training_memory(
     check_choice("precision", precision, ("fp32", "bf16", "fp16"))
     length = config.max_seq_len if seq_len is None else check_int("seq_len", seq_len, 1)
     n_parameters = count_parameters(config).total
-    tokens = batch_size * length
+    tokens = batch_size * length  # 激活只看词元总数，怎样分成行与列不要紧
     half = precision != "fp32"
     value_bytes = 2 if half else 4
     return MemoryEstimate(
@@ -196,6 +204,7 @@ def training_memory(
         gradients=n_parameters * 4,
         optimizer=n_parameters * 4 * ADAM_STATES,
         activations=tokens * activation_values_per_token(config) * value_bytes,
+        # 三份：logits 本身、float32 的 log-softmax、它们的梯度
         logits=tokens * config.vocab_size * (value_bytes + 4 + 4),
     )
 
@@ -203,7 +212,10 @@ def training_memory(
 def inference_memory(
     config: GPTConfig, batch_size: int = 1, seq_len: int | None = None, *, bytes_per_value: int = 2
 ) -> MemoryEstimate:
-    """估计生成文本时的内存（字节）：权重，加上写满上下文的 KV 缓存。"""
+    """估计生成文本时的内存（字节）：权重，加上写满上下文的 KV 缓存。
+
+    没有梯度、没有优化器、也不为反向留激活，所以比训练小一个量级
+    """
     check_int("batch_size", batch_size, 1)
     length = config.max_seq_len if seq_len is None else check_int("seq_len", seq_len, 1)
     return MemoryEstimate(
@@ -217,7 +229,10 @@ def inference_memory(
 
 
 def human(number: float, unit: str = "") -> str:
-    """把大数写短：1234567 → 1.23M；字节按 1000 进位。"""
+    """把大数写短：1234567 → 1.23M。
+
+    字节也按 1000 进位（MB 而非 MiB），与硬盘、显卡的标称一致
+    """
     for suffix in ("", "k", "M", "G", "T"):
         if abs(number) < 999.5:
             return f"{number:.3g}{suffix}{unit}"
@@ -226,7 +241,10 @@ def human(number: float, unit: str = "") -> str:
 
 
 def preset_table() -> str:
-    """全部预设一张表：参数、计算量、训练与运行的内存、KV 缓存，以及用途。"""
+    """全部预设一张表：参数、计算量、训练与运行的内存、KV 缓存，以及用途。
+
+    返回文字而不直接打印：命令行、演示与文档的测试用的是同一份
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -260,23 +278,29 @@ def preset_table() -> str:
 def demo() -> None:
     """手算 gpt2 的一个块，再与公式对照。"""
     config = PRESETS["gpt2"]
+    # 768² 是一个方阵；偏置与输出同宽
     attention, feed_forward = 4 * 768**2 + 4 * 768, 8 * 768**2 + 4 * 768 + 768
     count = count_parameters(config)
+    # ① 参数：注意力四个 D×D 矩阵加四个偏置，前馈两个 D×4D 矩阵加两个偏置
     print("gpt2 的一个块，手算：")
     print(f"  注意力 4·768² + 4·768        = {attention:>10,}")
     print(f"  前馈   8·768² + 4·768 + 768  = {feed_forward:>10,}")
-    assert count.attention == 12 * attention
+    assert count.attention == 12 * attention  # 公式与手算一致
     assert count.feed_forward == 12 * feed_forward
+    # 词表 50257·768、位置 1024·768、二十五个归一化，都不难补上
     print(f"  十二块，加词表、位置、归一化  = {count.total:>10,}\n")
     assert count.total == 124_439_808
 
+    # ② 计算：反向对输入、对权重各算一份梯度，是前向的两倍
     forward, train = (flops_per_token(config, 1024, training=flag) for flag in (False, True))
     assert train == 3 * forward
     print(f"每个词元：前向 {human(forward)}FLOPs，训练 {human(train)}FLOPs（三倍：反向算两份梯度）")
     print(f"一台每秒 100G 次的笔记本，训练 100 万词元要 {train * 1e6 / 100e9 / 60:.0f} 分钟\n")
 
+    # ③ 内存：词表五万时，logits 比权重还大
     print("batch 8、上下文 1024 的训练内存：")
-    memory = training_memory(config, 8)
+    memory = training_memory(config, 8)  # 默认 float32
+    # 最大的一块该先动：减小 batch 或上下文，激活与 logits 同比例地少
     for part, number in memory.by_part().items():
         print(f"  {part:<12}{human(number, 'B'):>8}  {number / memory.total:5.0%}")
     smaller = training_memory(config, 1, 256, precision="bf16")

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt_model.config import GPTConfig, preset
-from gpt_model.model import GPT, language_modeling_loss
+from gpt_model.loss import language_modeling_loss
+from gpt_model.model import GPT
 
 SMALL = {"vocab_size": 13, "max_seq_len": 24, "dim": 12, "n_layers": 2, "n_heads": 2}
 VARIANTS = {

@@ -6,11 +6,11 @@ import transformers
 
 from gpt_model.config import GPTConfig
 from gpt_model.huggingface import (
-    config_from_huggingface,
     model_from_huggingface,
     weights_from_huggingface,
     weights_to_huggingface,
 )
+from gpt_model.huggingface_config import config_from_huggingface
 from gpt_model.model import GPT
 
 LLAMA = {
