@@ -17,8 +17,11 @@ c_w 是小片 w 在语料中的次数，n_w(a, b) 是 a、b 在 w 里相邻的�
 
 字节是最底层，所以没有「未知词元」：没见过的汉字、表情，最坏也只是退回几个单字节词元。
 
-为什么这样编号不会打架：任何一段字节只有一种合并的走法。若 x+y 与 u+v 拼出同一串字节，
-这串字节里先做哪条合并早已由次序定下，两种拼法不会都出现，所以一条合并恰好一个新词元。
+字节级的 BPE 也不知道字在哪里断：词元可以是半个汉字，可以横跨两个汉字。这不妨碍还原原文，
+只是显示时要等字节凑齐（见 `stream_decoder.py`）。
+
+为什么并列时的规则不能随便：先合并 l+o 还是 o+w，后面学到的一切都可能不同。规则写死，
+同一语料才总得到同一份词表，才能与别的实现逐项对照。
 
 文献：Sennrich 等 2016《Neural Machine Translation of Rare Words with Subword Units》；
       Radford 等 2019《Language Models are Unsupervised Multitask Learners》（字节级）。
@@ -46,6 +49,8 @@ Pair = tuple[int, int]
 def merge_pair(tokens: Sequence[int], pair: Pair, new_id: int) -> list[int]:
     """从左到右把每一处 pair 换成 new_id；重叠时左边的先得。
 
+    训练与编码共用它，所以 aaa 这样的重叠，两处的取法必然一致
+
     >>> merge_pair([5, 5, 5], (5, 5), 9)  # aaa → (aa) a
     [9, 5]
     >>> merge_pair([1, 2, 3, 1, 2], (1, 2), 9)
@@ -66,6 +71,10 @@ def merge_pair(tokens: Sequence[int], pair: Pair, new_id: int) -> list[int]:
 class PairTable:
     """每对相邻词元的总次数，随合并增量更新，而不是每学一条就重数整个语料。
 
+        counts  (l, o) → 3                   这一对在全语料出现几次
+        places  (l, o) → {0, 1, 2}           在哪几个小片里
+        heap    [(−3, (l, o)), …]            谁最多
+
     一次合并只改动含有这一对的小片。记住它们在哪里（places），别处的账就不用动；
     最大者用堆（heap）找，堆里的旧次数等弹出时才核对，省去在堆中间修改。
 
@@ -77,7 +86,8 @@ class PairTable:
         self.places: defaultdict[Pair, set[int]] = defaultdict(set)
         for index, word in enumerate(words):
             self.add(index, word, weights[index])
-        # 次数取负，堆顶就是次数最多的；次数相同则比较 pair，恰好是「编号小者优先」
+        # Python 的堆把最小的放在顶上，所以次数取负；
+        # 次数相同则比较 pair，恰好是「编号小者优先」
         self.heap = [(-count, pair) for pair, count in self.counts.items()]
         heapq.heapify(self.heap)
 
@@ -96,7 +106,7 @@ class PairTable:
             self.counts[pair] -= weight
 
     def push_pairs_with(self, token: int, words: Iterable[Sequence[int]]) -> None:
-        """刚出现的词元带来的对入堆。
+        """刚出现的词元带来的对入堆：l+o 合成 lo 之后，(␣, lo) 与 (lo, w) 开始参加竞争。
 
         只有它们的次数会变多；其余的对只会变少，留在堆里的旧记录偏大，等核对时再改
         """
@@ -105,7 +115,15 @@ class PairTable:
             heapq.heappush(self.heap, (-self.counts[pair], pair))
 
     def pop_best(self) -> tuple[Pair, int] | None:
-        """取出次数最多的一对及其次数；没有可合并的就返回 None。"""
+        """取出次数最多的一对及其次数；没有可合并的就返回 None。
+
+        >>> table = PairTable([[1, 2, 3], [2, 3]], weights=[1, 1])
+        >>> table.pop_best()
+        ((2, 3), 2)
+        >>> table.remove([1, 2, 3], weight=1)  # 此后 (1, 2) 一处也没有了
+        >>> table.pop_best() is None
+        True
+        """
         while self.heap:
             claimed, pair = heapq.heappop(self.heap)
             actual = self.counts[pair]
@@ -123,7 +141,10 @@ def learn_merges(
 ) -> Iterator[tuple[Pair, int]]:
     """一条接一条地学：每次产出 (被合并的一对, 它的次数)，新词元从 first_new_id 起编号。
 
-    产出的次序就是编号的次序，也是编码时的优先次序；words 会被就地改成合并之后的样子
+    产出的次序就是编号的次序，也是编码时的优先次序。边学边产出，所以调用者想学几条就取几条，
+    不必事先说定；words 会被就地改成合并之后的样子。
+
+    例：1 2 3 与 2 3 两片，先合并 2+3 → 4（两次），再合并 1+4 → 5
 
     >>> list(learn_merges([[1, 2, 3], [2, 3]], [1, 1], first_new_id=4))
     [((2, 3), 2), ((1, 4), 1)]
@@ -166,7 +187,8 @@ class BytePairEncoding:
         for byte in BASE_BYTES:
             self.byte_ids[byte] = len(self.token_bytes)
             self.token_bytes.append(bytes([byte]))
-        # 编号越小学得越早，所以这一张表同时是「合并成谁」与「谁先合并」
+        # 编号越小学得越早，所以这一张表同时是「合并成谁」与「谁先合并」。
+        # 每条合并拼出的字节串都是新的，所以词元与编号一一对应
         self.merges: dict[Pair, int] = {}
         for left, right in merges:
             self.merges[left, right] = len(self.token_bytes)
@@ -195,7 +217,7 @@ class BytePairEncoding:
         # ② 拆成单字节的编号
         base = cls((), special_tokens)
         words = [base.to_byte_ids(piece) for piece in counts]
-        # ③ 学到词表装满为止；learn_merges 边学边产出，够了就不再往下要
+        # ③ 学到词表装满为止，够了就不再往下要
         learned = learn_merges(words, list(counts.values()), base.vocab_size)
         wanted = islice(learned, vocab_size - base.vocab_size)
         return cls([pair for pair, _ in wanted], special_tokens)
@@ -206,7 +228,11 @@ class BytePairEncoding:
         return len(self.token_bytes)
 
     def to_byte_ids(self, piece: str) -> list[int]:
-        """小片 → UTF-8 字节 → 单字节词元的编号。"""
+        """小片 → UTF-8 字节 → 单字节词元的编号。
+
+        >>> BytePairEncoding().to_byte_ids("a月")  # 月 = e6 9c 88
+        [65, 163, 251, 231]
+        """
         return [self.byte_ids[byte] for byte in piece.encode("utf-8")]
 
     def encode(self, text: str) -> list[int]:
@@ -224,6 +250,14 @@ class BytePairEncoding:
 
         为什么不是「每次取最长的词元」：模型在训练时看到的是按先后合并的切法，
         换一种切法，同样的文字就成了它没见过的编号序列
+
+            lower   l o w e r
+            l+o     lo w e r        编号最小的先做
+            lo+w    low e r         没有学过的对了，停
+
+        >>> learned = BytePairEncoding.train(["low low lower"], 260)
+        >>> [learned.token_bytes[i] for i in learned.encode_piece("lower")]
+        [b'low', b'e', b'r']
         """
         tokens = self.to_byte_ids(piece)
         while len(tokens) > 1:
@@ -236,11 +270,15 @@ class BytePairEncoding:
         return tokens
 
     def decode(self, ids: Iterable[int]) -> str:
-        """编号 → 字节 → 文本；先接好全部字节再解码，半个汉字才不会变成 �。"""
+        """编号 → 字节 → 文本；先接好全部字节再解码，半个汉字才不会变成 �。
+
+        >>> BytePairEncoding().decode([163, 251, 231]), BytePairEncoding().decode([163, 251])
+        ('月', '�')
+        """
         return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", errors="replace")
 
     def written(self, token_id: int) -> str:
-        """词元在 tokenizer.json 里的写法：每个字节一个可见符号。"""
+        """词元在 tokenizer.json 里的写法：每个字节一个可见符号，特殊词元写名字。"""
         if token_id < len(self.special_tokens):
             return self.token_bytes[token_id].decode("utf-8")
         symbols = byte_symbols()
@@ -270,6 +308,7 @@ def demo() -> None:
     """逐条看合并，与库对照，再看词表大小怎样换来更短的序列。"""
     from tokenization.tokenizer import Tokenizer
 
+    # 手动走一遍 train 的三步，好在每条合并之后看一眼
     print("1. 逐条学习：", LINES)
     base = BytePairEncoding()
     counts = Counter(piece for line in LINES for piece in split_text(line))
@@ -281,13 +320,19 @@ def demo() -> None:
         names = BytePairEncoding(merges).token_bytes
         left, right = names[pair[0]], names[pair[1]]
         print(f"   {len(names) - 1}：{count} 次  {show(left)} + {show(right)} → {show(names[-1])}")
-    print("   汉字是 3 个字节，要两次合并才凑成一个字；〈 〉里是还没凑齐的。")
+    # 「明」的末字节与「月」的前两个字节合到了一起：字节级的 BPE 不知道字在哪里断
+    crossing = "明".encode()[2:] + "月".encode()[:2]
+    print(f"   〈 〉里是不完整的字；{show(crossing)} 横跨「明」与「月」，再往后「明月」才合成。")
+    assert crossing in names
     assert "明月".encode() in names
 
     print("2. 与 `tokenizers` 库逐项对照（合并、词表、编号、解码）：")
     lesson = BytePairEncoding.train(LINES, 280)
     library = Tokenizer.train_bpe(LINES, 280)
-    assert [lesson.token_bytes[i] for i in range(280)] == [library.token_bytes(i) for i in range(280)]
+    # 两边词元总数相同，且每个编号代表的字节相同
+    assert [lesson.token_bytes[i] for i in range(280)] == [
+        library.token_bytes(i) for i in range(280)
+    ]
     for text in ("lowest lower", "举杯邀明月", "没见过的字与表情 🀄", "aaa aaaaa", END_OF_TEXT):
         ids = lesson.encode(text)
         print(f"   {len(text):2d} 字符 {len(text.encode()):2d} 字节 → {len(ids):2d} 词元  {text!r}")
@@ -305,7 +350,12 @@ def demo() -> None:
 
 
 def bytes_per_token(vocab_sizes: Sequence[int]) -> dict[int, float]:
-    """在本文件的源码上训练一次，量出不同词表大小的压缩率。"""
+    """在本文件的源码上训练一次，量出不同词表大小的压缩率。
+
+    公式：压缩率 = UTF-8 字节数 / 词元数；上下文能装下的文字与它成正比
+
+    在自己的训练文本上量，数字偏好看；真要比较分词器，应在没见过的文本上量
+    """
     text = Path(__file__).read_text(encoding="utf-8")
     full = BytePairEncoding.train([text], max(vocab_sizes))
     n_base = full.vocab_size - len(full.merges)

@@ -40,8 +40,7 @@ def check_text(text: str, name: str) -> None:
 
     >>> check_text("半个表情 \ud83d", "text")
     Traceback (most recent call last):
-    ValueError: text holds the lone surrogate U+D83D at offset 5, which is not a character; \
-repair the source: perhaps an emoji was cut in two
+    ValueError: text holds the lone surrogate U+D83D at offset 5, which is not a character; ...
     """
     if not isinstance(text, str):
         raise ValueError(f"{name} must be a str, got {type(text).__name__}")
@@ -57,7 +56,12 @@ repair the source: perhaps an emoji was cut in two
 
 
 def checked_texts(texts: Iterable[str]) -> Iterator[str]:
-    """逐段检查、逐段交出，不把语料全读进内存；出错时说明是第几段。"""
+    """逐段检查、逐段交出，不把语料全读进内存；出错时说明是第几段。
+
+    >>> list(checked_texts("一段话"))
+    Traceback (most recent call last):
+    ValueError: texts must be a list (or iterator) of str, got one str; give [text]
+    """
     # 把一个 str 当成许多段来遍历，每段只有一个字符：多半是忘了方括号
     if isinstance(texts, str):
         raise ValueError("texts must be a list (or iterator) of str, got one str; give [text]")
