@@ -1,0 +1,230 @@
+r"""一段文本，模型觉得有多意外？——困惑度 (perplexity) 与每字节比特数 (bits per byte)。
+
+公式：$L = -\frac{1}{N}\sum_t \ln p(x_t \mid x_{<t})$，$\mathrm{PPL} = e^{L}$，
+      $\mathrm{BPB} = \dfrac{N L}{\ln 2 \cdot n_{\text{bytes}}}$
+
+困惑度读作「平均在几个词元里拿不准」：在 V 个里瞎猜是 V，每次都对是 1。它的单位是「每词元」，
+换一个分词器，词元的长短变了，数字就不能比；每字节比特数除以的是原文的字节，什么分词器都能比。
+
+文本比上下文长，要切成窗口。窗口开头的词元看不到前文，吃亏；让窗口重叠，只给新的部分打分：
+
+    上下文 C = 6，步长 (stride) s = 6：互不重叠，最快       · 看得到、不重复打分   ■ 打分
+    ■■■■■■
+          ■■■■■■        第二块的第一个词元，前文是空的
+    s = 2：每个词元至少看得到 C − s = 4 个前文，慢 3 倍
+    ■■■■■■
+      ····■■
+        ····■■
+
+每个词元恰好打分一次，与步长无关；步长越小，前文越足，困惑度越低。比较两个模型时步长要相同。
+
+论文：Jelinek et al. 1977（困惑度）；Baevski & Auli 2018, §4（步长对困惑度的影响）
+改哪里：换窗口的走法，改 `windows`；想按文档分别算，对每篇文档各调用一次 `evaluate_text`。
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foundation.checks import check_int
+from foundation.demonstration import run_demo
+from gpt_model.config import preset
+from gpt_model.model import GPT
+from tokenization.tokenizer import Tokenizer
+from training.batch import IGNORE_INDEX, Tokens, WindowReader
+from training.token_shard import TokenShard
+
+__all__ = ["Perplexity", "evaluate_shard", "evaluate_text", "evaluate_tokens"]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """一次评估的结果。
+
+    loss      平均每词元的损失，单位是 nat（自然对数）
+    n_tokens  打了分的词元数；第一个词元没有前文，不在其中
+    n_bytes   这些词元合多少字节的原文；不知道就是 None
+    """
+
+    loss: float
+    n_tokens: int
+    n_bytes: float | None = None
+
+    @property
+    def perplexity(self) -> float:
+        """e 的 loss 次方；大得装不下时是 inf。"""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """每字节原文要多少比特才能记下来；不知道字节数就是 None。"""
+        if not self.n_bytes:
+            return None
+        return self.loss * self.n_tokens / math.log(2) / self.n_bytes
+
+    def __str__(self) -> str:
+        bits = self.bits_per_byte
+        tail = "" if bits is None else f", {bits:.4f} bits per byte"
+        return (
+            f"loss {self.loss:.4f}, perplexity {self.perplexity:.2f}{tail} ({self.n_tokens} tokens)"
+        )
+
+
+def evaluate_text(
+    model: GPT,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 16,
+) -> Perplexity:
+    """一段文本的困惑度；每个字节都算到。
+
+    前面垫一个结束符，正如训练时每篇文档都接在上一篇的结束符后面，于是第一个词元也有前文；
+    没有结束符的分词器，第一个词元不打分，它的字节也不计。
+    错误：文本为空、词表与模型不合 → ValueError
+    """
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, "
+            f"the model's vocab_size is {model.config.vocab_size}; they do not belong together"
+        )
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise ValueError("there is nothing to evaluate: the text is empty")
+    n_bytes = len(text.encode("utf-8"))
+    if tokenizer.end_id is not None:
+        ids = [tokenizer.end_id, *ids]
+    else:
+        n_bytes -= len(tokenizer.token_bytes(ids[0]))
+    return evaluate_tokens(
+        model, ids, context=context, stride=stride, batch_size=batch_size, n_bytes=n_bytes
+    )
+
+
+def evaluate_shard(
+    model: GPT,
+    shard: TokenShard,
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 16,
+) -> Perplexity:
+    """一个词元分片（训练时的验证集）的困惑度；字节数由分片自己记着。"""
+    if shard.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{shard.path} was made with {shard.vocab_size} tokens, "
+            f"the model's vocab_size is {model.config.vocab_size}; they do not belong together"
+        )
+    per_token = shard.bytes_per_token
+    # 与训练时报的每字节比特数同一个口径：按打了分的词元数折算
+    n_bytes = None if per_token is None else per_token * (shard.n_tokens - 1)
+    return evaluate_tokens(
+        model, shard, context=context, stride=stride, batch_size=batch_size, n_bytes=n_bytes
+    )
+
+
+@torch.inference_mode()
+def evaluate_tokens(
+    model: GPT,
+    tokens: Tokens,
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 16,
+    n_bytes: float | None = None,
+) -> Perplexity:
+    """一串词元的困惑度：除第一个外，每个恰好打分一次。
+
+    类型：context 缺省为模型的上限；stride 缺省等于 context，即互不重叠
+    错误：少于 2 个词元；context、stride 超出范围；模型算出 NaN → ValueError
+    """
+    limit = model.config.max_seq_len
+    context = limit if context is None else check_int("context", context, 1, limit)
+    stride = context if stride is None else check_int("stride", stride, 1, context)
+    check_int("batch_size", batch_size, 1)
+    was_training = model.training
+    total, count = 0.0, 0
+    # 评估时要关掉 dropout；完了恢复原状，训练途中也可以调用
+    model.eval()
+    try:
+        for inputs, targets in windows(tokens, context, stride, batch_size):
+            inputs, targets = inputs.to(model.device), targets.to(model.device)
+            loss = model(inputs, targets, reduction="sum").loss
+            # Python 的浮点数是 64 位的：几百万个词元加起来也不丢精度
+            total += float(loss)
+            count += int((targets != IGNORE_INDEX).sum())
+    finally:
+        model.train(was_training)
+    if not math.isfinite(total):
+        raise ValueError(f"the model's loss is {total}: its weights are damaged or have diverged")
+    return Perplexity(total / count, count, n_bytes)
+
+
+def windows(
+    tokens: Tokens, context: int, stride: int, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """把词元切成窗口：(inputs, targets)，上一个窗口打过分的目标盖住。
+
+    形状：都是 (B, C)；最后一批可以少几行，最后一个窗口右边补齐
+    """
+    reader = WindowReader(tokens)
+    n_questions = reader.n_tokens - 1
+    if n_questions < 1:
+        raise ValueError(f"evaluation needs at least 2 tokens, got {reader.n_tokens}")
+    # 窗口一直走到最后一道题也打了分为止
+    n_windows = 1 + max(0, -(-(n_questions - context) // stride))
+    starts: np.ndarray = np.arange(n_windows, dtype=np.int64) * stride
+    for first in range(0, n_windows, batch_size):
+        batch = reader.read(starts[first : first + batch_size], context)
+        targets = batch.targets.clone()
+        # 只有第一个窗口全部打分；其余的只打最后 stride 个，前面的上一个窗口打过了
+        targets[1 if first == 0 else 0 :, : context - stride] = IGNORE_INDEX
+        yield batch.inputs, targets
+
+
+def demo() -> None:
+    """瞎猜的困惑度是词表大小；步长越小前文越足；不同的分词器用每字节比特数比。"""
+    text = "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。" * 40
+    print("一、瞎猜的困惑度就是词表大小；同一段文本，词表不同，要比的是每字节比特数")
+    for tokenizer in (Tokenizer.characters([text]), Tokenizer.train_bpe([text], 300)):
+        model = GPT(preset("gpt-micro", vocab_size=tokenizer.vocab_size, n_layers=1))
+        # 最后一层全是零，每个词元的分数相同
+        torch.nn.init.zeros_(model.lm_head.weight)
+        result = evaluate_text(model, tokenizer, text, context=64)
+        print(f"  {tokenizer.kind:10} 词表 {tokenizer.vocab_size:3}：{result}")
+        assert math.isclose(result.perplexity, tokenizer.vocab_size, rel_tol=1e-4)
+
+    print("二、教一个小模型背一串周期 24 的随机数，再用不同的步长量")
+    period = torch.randint(16, (24,))
+    tokens = period.repeat(50)  # (1200,)
+    config = preset("gpt-micro", vocab_size=16, max_seq_len=24, n_layers=1, dim=32, n_heads=2)
+    model = GPT(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        starts = torch.randint(1100, (16, 1))
+        block = tokens[starts + torch.arange(25)]  # (B, T+1)
+        loss = model(block[:, :-1], block[:, 1:]).loss
+        assert loss is not None
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = []
+    for stride in (24, 12, 4):
+        result = evaluate_tokens(model, tokens, stride=stride)
+        found.append(result.perplexity)
+        assert result.n_tokens == len(tokens) - 1
+        print(f"  步长 {stride:2}（前文至少 {24 - stride:2} 个）：困惑度 {result.perplexity:.3f}")
+    # 前文从「可能为空」变成「至少一半」，差别最大；再多就所剩无几了
+    assert found[0] > max(found[1:])
+
+
+if __name__ == "__main__":
+    run_demo(demo)
