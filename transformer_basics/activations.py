@@ -15,11 +15,14 @@ $$\mathrm{GELU}(x) = x\,\Phi(x), \qquad
 
     逐元素：(…, F) → (…, F)，形状不变
 
-GELU 有两种写法：精确的用误差函数 erf（BERT、Llama 之前的许多模型）；GPT-2 用 tanh 近似，
-因为当年 erf 慢。两者相差不到千分之一，但导入别人的权重时要选对。
+GELU 有两种写法：精确的用误差函数 erf；GPT-2 用 tanh 近似，当年 erf 算得慢。
+两者相差不到千分之一，但导入别人的权重时要选对。
 
 论文：Hendrycks 与 Gimpel 2016《GELU》(arXiv:1606.08415)；Ramachandran 等 2017《Swish》
      (arXiv:1710.05941)；So 等 2021《Primer》ReLU² (arXiv:2109.08668)
+
+选哪一种：差别不大，先用预设里的。从零训练小模型，relu2 省算力且不吃亏；
+          照着 Llama、Qwen 搭，用 silu 加门控；导入 GPT-2，必须用 gelu_tanh。
 
 改哪里：
   · 想加一种激活——写一个函数，在 LESSON_ACTIVATIONS 与 ACTIVATIONS 各加一行；
@@ -70,7 +73,7 @@ def gelu(x: Tensor) -> Tensor:
 def gelu_tanh(x: Tensor) -> Tensor:
     """GELU（tanh 近似，GPT-2 所用）：x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))。
 
-    0.044715 是让近似与 erf 的最大误差最小而拟合出来的
+    √(2/π) 让零点的斜率对上；0.044715 是拟合出来的常数，照抄即可
     """
     return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
@@ -110,6 +113,7 @@ def demo() -> None:
         print(f"   {name:10s}" + "".join(f"{value:8.3f}" for value in activate(x).tolist()))
         assert torch.allclose(activate(x), ACTIVATIONS[name](x), atol=1e-6)
 
+    # 用 float64 比：差别本身很小，不能让 float32 的舍入掺进来
     # ② 两种 GELU 差多少：画成曲线看不出来，逐个词元比对权重时看得出来
     grid = torch.linspace(-6.0, 6.0, 100_001, dtype=torch.float64)
     gap = (gelu(grid) - gelu_tanh(grid)).abs()
@@ -117,6 +121,7 @@ def demo() -> None:
     print(f"{abs(float(grid[gap.argmax()])):.2f} 处")
     assert 1e-4 < float(gap.max()) < 1e-3
 
+    # GELU 与 SiLU 只有在零点才是零，所以一个也省不了
     # ③ 稀疏：输入若是标准正态，ReLU 一族有一半恰好是零，可以不算
     sample = torch.randn(100_000)
     for name in ("relu", "relu2", "gelu", "silu"):
@@ -132,7 +137,11 @@ def demo() -> None:
 
 
 def plot(path: Path) -> None:
-    """左边是函数，右边是导数：学习的信号乘着导数往回走，导数为零的地方学不动。"""
+    """左边是函数，右边是导数：学习的信号乘着导数往回走，导数为零的地方学不动。
+
+    看三处：ReLU 的导数在零点跳一下；GELU 与 SiLU 的导数会略超过 1，也会略小于 0；
+    ReLU² 的导数一直往上走，所以激活大的单元学得快，也更要小心学习率
+    """
     x = torch.linspace(-4.0, 4.0, 401, requires_grad=True)
     figure, (values, slopes) = new_figure(1, 2, size=(10.0, 4.2))
     for name, activate in LESSON_ACTIVATIONS.items():

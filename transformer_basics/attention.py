@@ -19,6 +19,9 @@ $$\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{QK^\top}{\sqrt{d}}
 
 本页由简到全：公式 → SelfAttention（一个头）→ MultiHeadAttention（多个头，也能看别的句子）→
 CausalSelfAttention（GPT 真正用的：分组查询、RoPE、q/k 归一化、滑动窗口、缓存、快路）。
+容易写错的四处，错了都不报错：忘了除以 √d；softmax 沿错了维（要沿键，每一行和为 1）；
+先 softmax 再遮（行和不再是 1）；掩码的真假弄反。本页的演示与测试各守一处。
+
 M 怎样画在 masks.py，头怎样拆在 heads.py，怎样算得快在 fast_attention.py，
 训练之后每个头在看哪里，见 head_patterns.py（本页的 --plot 画的就是它）。
 
@@ -108,6 +111,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         head_dim = head_layout(dim, 1, head_dim=head_dim)[1]
         self.causal = causal
+        # 偏置默认不要：键的偏置会在 softmax 里整行抵消，其余的也几乎没有用处
         self.q_proj = nn.Linear(dim, head_dim, bias=bias)
         self.k_proj = nn.Linear(dim, head_dim, bias=bias)
         self.v_proj = nn.Linear(dim, head_dim, bias=bias)
@@ -155,6 +159,7 @@ class MultiHeadAttention(nn.Module):
         # ② H 个头互不相干，并排放在批的维度上，一次乘法全算完
         dropout_p = self.dropout if self.training else 0.0
         heads, weights = scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout_p)
+        # 返回的权重是没有随机失活的那份，逐头可画
         # ③ W_O 让各头的发现互相说话；没有它，头 h 的输出只能待在第 h 段
         output: Tensor = self.out_proj(merge_heads(heads))  # (B, T, D)
         return output, weights
@@ -169,7 +174,8 @@ class CausalSelfAttention(nn.Module):
     错误：头数除不尽、rotary 的维数不符时抛 ValueError，说出两个数
 
     选项：n_kv_heads      G 个键值头，H/G 个查询头共用一个（分组查询）；默认 G = H
-          head_dim        每头维数 d；默认 D/H
+          head_dim        每头维数 d；默认 D/H；可以更宽，out_proj 会变回 D
+          qkv_bias        q、k、v 的投影带不带偏置；proj_bias 管输出的那一个
           rotary          旋转位置编码；None 即不用，位置由词嵌入一侧给
           qk_norm         打分前把每个头的 q、k 归一化，打分有了上界，训练更稳
           sliding_window  只看最近 w 个（含自己）；None 即看到开头
@@ -195,6 +201,7 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         self.n_kv_heads, self.head_dim = head_layout(dim, n_heads, n_kv_heads, head_dim)
+        # 转动的是每个头的 d 维，不是整个 D 维
         if rotary is not None and rotary.head_dim != self.head_dim:
             raise ValueError(
                 f"rotary was made for head_dim {rotary.head_dim}, the attention has {self.head_dim}"
@@ -243,7 +250,10 @@ class CausalSelfAttention(nn.Module):
     def attention_weights(
         self, x: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """只为看：权重 A (B, H, T, T)，每行和为 1；融合的核从不存下这张表，所以要另算。"""
+        """只为看：权重 A (B, H, T, T)，每行和为 1。
+
+        融合的核从不存下这张表，所以照公式另算一遍；不收缓存，免得看一眼就把它弄脏
+        """
         query, key, value = self._query_key_value(x, positions, None)
         return self._written_out(query, key, value, mask, 0.0)[1]
 
@@ -281,7 +291,8 @@ class CausalSelfAttention(nn.Module):
 def worked_example() -> None:
     """手算得出来的例子：三个词元，二维，「它」在找名词。
 
-    第 0 维约定为「名词的程度」：猫与鱼的键在这一维大；「它」的查询只问这一维
+    第 0 维约定为「名词的程度」：猫与鱼的键在这一维大；「它」的查询只问这一维，
+    所以「吃」的分数是 0。值里记下取自谁，输出就能看出各取了多少
     """
     words = ["猫", "吃", "鱼"]
     query = torch.tensor([[2.0, 0.0]])  # (1, 2)
@@ -297,7 +308,11 @@ def worked_example() -> None:
 
 
 def why_divide_by_sqrt_d() -> None:
-    """随机的 q、k 各分量方差为 1，则 q·k 的方差是 d：不除以 √d，d 一大权重就挤到一个键上。"""
+    """随机的 q、k 各分量方差为 1，则 q·k 的方差是 d。
+
+    不除以 √d，d 一大，分数就拉得很开，权重全挤到一个键上；
+    此时 softmax 的导数 A·(1 − A) 接近 0，梯度传不回 q 与 k
+    """
     print("② 为什么除以 √d：32 个随机键，最大的那个权重平均占多少（均分时是 0.031）")
     for d in (4, 64, 1024):
         query, key = torch.randn(500, 1, d), torch.randn(500, 32, d)
@@ -308,7 +323,10 @@ def why_divide_by_sqrt_d() -> None:
 
 
 def the_future_does_not_leak() -> None:
-    """最硬的检验是求导：第 i 个输出对第 j 个输入的梯度，在 j > i 处必须恰好是 0。"""
+    """最硬的检验是求导：第 i 个输出对第 j 个输入的梯度，在 j > i 处必须恰好是 0。
+
+    不是「很小」，是 0：只要有一处漏，模型就能在训练时偷看答案，损失低得可疑，生成却是胡话
+    """
     attention = CausalSelfAttention(16, 4, n_kv_heads=2, rotary=RotaryEmbedding(4), qk_norm=True)
     x = torch.randn(1, 5, 16, requires_grad=True)
     rows = [torch.autograd.grad(attention(x)[0, i].sum(), x)[0][0].norm(dim=-1) for i in range(5)]
@@ -319,7 +337,10 @@ def the_future_does_not_leak() -> None:
 
 
 def three_ways_agree() -> None:
-    """写出来的公式、融合的核、一个一个喂进缓存，三条路必须走到同一个地方。"""
+    """写出来的公式、融合的核、一个一个喂进缓存，三条路必须走到同一个地方。
+
+    差别只剩浮点数的舍入：加法的次序不同，末位就不同
+    """
     attention = CausalSelfAttention(64, 8, n_kv_heads=2, rotary=RotaryEmbedding(8), qk_norm=True)
     x, cache = torch.randn(2, 10, 64), GrowingCache()
     fast = attention(x)

@@ -10,6 +10,9 @@ $$O = \mathrm{softmax}(QK^\top/\sqrt{d} + M)\,V \qquad
     K (B, G, S, d) ─┼─► F.scaled_dot_product_attention ─► O (B, H, T, d)
     V (B, G, S, d) ─┘   选 is_causal？给 mask？还是都不要？
 
+内存为什么能省：softmax 的分母可以边走边修正（在线 softmax）。每来一块键，若出现了更大的分数，
+就把已经累加的部分乘上一个小于 1 的修正，再加上新的一块；走完一遍，恰好等于整张表一起算。
+
 选择比计算本身更容易错：
   陷阱一  is_causal=True 把下三角对齐在左上角。有缓存时（T < S）要的是右下角，
           一用就看不见最近的前文；只来一个查询时（T = 1），它只看得见第 0 个键。
@@ -51,8 +54,10 @@ def fast_attention(
     公式：O = softmax(QKᵀ/√d + M)·V；mask 为 None 时 M 是因果（与窗口）
     形状：Q (B, H, T, d)、K 与 V (B, G, S, d) → O (B, H, T, d)；H 是 G 的倍数
     类型：输出与 V 同 dtype；核内部以 float32 累加
-    约定：给了 mask 就全听它的，window 不再起作用
+    约定：给了 mask 就全听它的，window 不再起作用；mask 是 (T, S) 或 (B, 1 或 H, T, S)
+    错误：形状不合时由核报错；头数与掩码的检查在 CausalSelfAttention 里做，这里不重复
     """
+    # 只读形状，不碰数据：生成文本时这几行比乘法还贵，能省则省
     n_heads, n_new = query.shape[1], query.shape[2]
     n_kv_heads, n_keys = key.shape[1], key.shape[2]
     causal = False
@@ -75,6 +80,7 @@ def fast_attention(
             grouped, key, value, attn_mask=mask, dropout_p=dropout_p
         )  # (B, G, H/G, d)
         return output.reshape(query.shape)  # (B, H, 1, d)
+    # ⑤ 其余情形直接交给融合的核；enable_gqa 让它自己处理 H 与 G 的对应
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -87,7 +93,11 @@ def fast_attention(
 
 
 def demo() -> None:
-    """把三个陷阱踩一遍，再看快路怎样绕开。"""
+    """把陷阱踩一遍，再看快路怎样绕开。
+
+    每一步都拿「六个词元一次算完」的输出作标准：有没有缓存、怎样分块，结果都应当与它相同
+    """
+    # 批 1、头 2、词元 6、每头 4 维；只有一份随机数，后面全从它切
     query, key, value = (torch.randn(1, 2, 6, 4) for _ in range(3))
     whole = fast_attention(query, key, value)  # 六个词元一次算完，作为标准答案
 

@@ -21,7 +21,7 @@ $$\mathcal{L} = -\log p\,(s_{t-1} \mid s_{\le t}) - \log p\,(s_{t-3} \mid s_{\le
 
 改哪里：
   · 想让头看别的距离——OFFSETS；几个距离就有几个头（维数 DIM 要除得尽，每头是偶数维）。
-  · 想看分工怎样消失——把 N_SYMBOLS 改到比 DIM 小，两条斜线会在两个头里都出现。
+  · 想看分工变得含糊——把 N_SYMBOLS 改到比 DIM 小：一个头带得下两个答案，就不必分得那么清。
 """
 
 from __future__ import annotations
@@ -53,14 +53,16 @@ class LookBack(nn.Module):
         super().__init__()
         n_heads = len(OFFSETS)
         rotary = RotaryEmbedding(DIM // n_heads) if with_rotary else None
+        # 嵌入只说「是什么符号」；「在第几个」全靠 RoPE，不给它就没有
         self.embedding = nn.Embedding(N_SYMBOLS, DIM)
         self.attention = CausalSelfAttention(DIM, n_heads, rotary=rotary)
         self.readout = nn.Linear(DIM, N_SYMBOLS * n_heads)
 
     def forward(self, ids: Tensor) -> Tensor:
         """一次给出每个位置、每个距离的打分。"""
-        scores: Tensor = self.readout(self.attention(self.embedding(ids)))  # (B, T, 2V)
-        return scores.unflatten(-1, (len(OFFSETS), N_SYMBOLS))  # (B, T, 2, V)
+        batch, length = ids.shape
+        scores: Tensor = self.readout(self.attention(self.embedding(ids)))  # (B, T, 2·V)
+        return scores.view(batch, length, len(OFFSETS), N_SYMBOLS)  # (B, T, 2, V)
 
     def weights(self, ids: Tensor) -> Tensor:
         """看一眼注意力：(B, H, T, T)，不带梯度。"""
@@ -87,6 +89,7 @@ def train(model: LookBack, n_steps: int) -> None:
 
     完整的循环（精度、裁剪、检查点……）在 training/ 里；这里只要让头学会看
     """
+    # 学习率取得大：题目小，又没有别的层要照顾
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(n_steps):
         ids = torch.randint(N_SYMBOLS, (32, LENGTH))
@@ -122,6 +125,7 @@ def demo() -> None:
         train(model, n_steps)
         with torch.no_grad():
             losses[title] = float(look_back_loss(model(ids), ids))
+        # 每个头一行：放在前面第 0…4 个词元上的平均权重
         looks[title] = [
             [mean_weight_at(weights, offset) for offset in range(5)]
             for weights in model.weights(ids).unbind(dim=1)
@@ -145,9 +149,11 @@ def plot(path: Path) -> None:
 
     横轴是被看的键，纵轴是在看的查询；越亮，放的权重越多，每一行的和都是 1
     """
+    # 种子写死在这里：同一条命令，永远画出同一张图
     torch.manual_seed(0)
     model = LookBack()
     ids = torch.randint(N_SYMBOLS, (1, LENGTH))
+    # 同一个模型接着练，两排看的是同一串符号、同样的两个头
     figure, axes = new_figure(2, len(OFFSETS), size=(8.0, 7.6))
     for row, (title, n_steps) in enumerate((("before training", 0), ("after training", 250))):
         train(model, n_steps)

@@ -1,26 +1,34 @@
 r"""生成下一个词元时，怎样不把前文重算一遍？——键值缓存（KV cache）。
 
-因果注意力里，第 j 个位置的键 k_j 和值 v_j 只由前 j 个词元决定：后来的词元改变不了它们。
+因果注意力里，第 j 个位置的键 k_j 和值 v_j 只由前 j 个词元决定，后来的词元改变不了它们。
 所以把它们存下来，每一步只算新词元的 q、k、v：
 
-    没有缓存，第 t 步重算 t 个词元：  $\sum_{t=1}^{n} t = O(n^2)$ 次投影
-    有了缓存，第 t 步只算 1 个词元：  $\sum_{t=1}^{n} 1 = O(n)$ 次投影
+$$\text{不存：}\; \sum_{t=1}^{n} t = \frac{n(n+1)}{2} \text{ 次投影} \qquad
+  \text{存：}\; \sum_{t=1}^{n} 1 = n \text{ 次投影}$$
 
-    append(新 k, 新 v)                     返回（全部 k，全部 v）
+    append(新 k, 新 v)                             返回（全部 k，全部 v）
     (B, G, T, d)  ──►  ┌───────────────┬─────┬───────┐  ──►  (B, G, S, d)
-                       │ 已缓存 S−T 个  │ T 个 │ 空位  │        S = length
+                       │  已缓存 S − T  │  T  │  空位  │
                        └───────────────┴─────┴───────┘
-                       0             S−T     S    capacity
+                       0             S−T     S    容量 C
 
-代价是内存：每个词元、每一层要存 2·G·d 个数，G 是键值头的个数。
-分组查询注意力（grouped-query attention）让 G 小于查询头数 H，缓存随之缩小 H/G 倍。
+只存 K、V 而不存 Q：旧的查询早已问完，不会再用。
+
+两个阶段，快慢的原因不同：
+  预填（prefill）  一次喂进整段提示，T 大，乘法多，算得满
+  解码（decode）   一次一个词元，T = 1，每步都要把全部权重与缓存读一遍，慢在搬运
+提示很长时，预填也可以切成几段依次 append，结果与一次喂进去相同。
+
+代价是内存：每个词元、每一层要存 2·G·d 个数；句子长了，缓存会比模型还大。省法有三：
+少一些键值头（GQA，见 heads.py）、只留最近的（滑动窗口）、存得粗一些（INT8）。
+后两种都只是另一个 KVCache，模型一行不改。
 
 论文：Shazeer 2019《Fast Transformer Decoding》(arXiv:1911.02150)；
-     Ainslie 等 2023《GQA》(arXiv:2305.13245)
+     Pope 等 2022《Efficiently Scaling Transformer Inference》(arXiv:2211.05102)
 
 改哪里：
-  · 想换一种存法（滑动窗口、INT8、分页）——继承 KVCache，实现五个方法；模型一行不改。
-  · 想看「只增不减」的最简版本——GrowingCache；想看真正用来跑的版本——StaticCache。
+  · 想换一种存法（滑动、INT8、分页）——继承 KVCache，实现 append、reorder、truncate。
+  · 想看最简的版本——GrowingCache；真正用来跑的——StaticCache。
 """
 
 from __future__ import annotations
@@ -38,10 +46,11 @@ __all__ = ["GrowingCache", "KVCache", "ModelCache", "StaticCache"]
 
 
 class KVCache(ABC):
-    """一层注意力的键值缓存：注意力只认得这五个方法，不管数据放在哪里。
+    """一层注意力的键值缓存；注意力只认得这几个方法，不管数据放在哪里、存成什么样。
 
     形状：键、值都是 (B, G, S, d)；B 批大小，G 键值头数，S 已缓存长度，d 每头维数
-    约定：length 在一次 append 中恰好前进 T；append 之后旧内容不变
+    约定：每次 append，length 恰好前进 T；返回的 S 可以小于 length（滑动窗口丢掉了旧的），
+          但最后 T 个必须是刚接上的；存进去的键已经转过 RoPE，取出来不用再转
     """
 
     length: int = 0
@@ -52,35 +61,43 @@ class KVCache(ABC):
 
     @abstractmethod
     def reorder(self, row_indices: Tensor) -> None:
-        """让第 i 行变成原来的第 row_indices[i] 行：束搜索（beam search）淘汰与复制候选时用。"""
+        """让第 i 行变成原来的第 row_indices[i] 行。
+
+        束搜索（beam search）每步都有候选被淘汰、被复制，它们的前文要跟着走
+        """
 
     @abstractmethod
     def truncate(self, length: int) -> None:
-        """只留下前 length 个位置：投机解码（speculative decoding）退回被拒绝的词元时用。"""
+        """只留下前 length 个位置。
+
+        投机解码（speculative decoding）先猜几个词元，被拒绝的要从缓存里退掉
+        """
 
     def reset(self) -> None:
-        """忘掉一切，从空缓存重新开始。"""
+        """忘掉一切，从空缓存重新开始；不清就换一句话，新句子会看见旧句子。"""
         self.truncate(0)
 
     def check_truncation(self, length: int) -> None:
-        """截断只能变短：比现有长度更长的部分从来没有算过。"""
-        check_int("length to keep in the cache", length, 0, self.length)
+        """截断只能变短：更长的部分从来没有算过。"""
+        check_int("the length to keep in the cache", length, 0, self.length)
 
 
 class GrowingCache(KVCache):
     """最直白的缓存：每次用 torch.cat 接长。
 
     公式：K ← [K; k]，V ← [V; v]
-    代价：第 t 步要复制 t 个旧位置，n 步共 O(n²) 次复制；好处是没有容量上限，也不打断梯度
+    代价：第 t 步要把 t 个旧位置抄一遍，n 步共抄 O(n²) 个
+    好处：没有容量上限，不必先知道批大小与 dtype，也不打断梯度
     """
 
     def __init__(self) -> None:
-        self.length = 0
+        # 空缓存没有形状，等第一次 append 才知道；所以用 None，而不是长度为零的张量
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """拼接新旧两段：(B, G, T, d) → (B, G, S, d)。"""
+        # 沿第 2 维（词元）接；接错成第 1 维（头），形状有时也对得上，结果全错
         if self._keys is not None and self._values is not None:
             key = torch.cat((self._keys, key), dim=2)  # (B, G, S, d)
             value = torch.cat((self._values, value), dim=2)  # (B, G, S, d)
@@ -95,7 +112,7 @@ class GrowingCache(KVCache):
             self._values = self._values.index_select(0, row_indices)
 
     def truncate(self, length: int) -> None:
-        """切掉尾部。"""
+        """切掉尾部；切到零就回到「没有形状」的空缓存，下一句的批大小可以不同。"""
         self.check_truncation(length)
         if self._keys is not None and self._values is not None:
             self._keys = self._keys[:, :, :length] if length else None
@@ -104,12 +121,12 @@ class GrowingCache(KVCache):
 
 
 class StaticCache(KVCache):
-    """预先分配好的缓存：写入新位置、返回视图，从不复制旧内容。
+    """预先分配好的缓存：写入新位置、返回视图，从不抄旧内容。
 
     公式：K[:, :, S−T:S] ← k，V[:, :, S−T:S] ← v
-    形状：缓冲区 (B, G, C, d)，C 为容量；返回的是 [:, :, :S] 视图，没有复制
-    类型：dtype 与 device 由构造时决定
-    错误：S 超过容量时抛 ValueError，给出两个长度；需要梯度时请用 GrowingCache
+    形状：缓冲区 (B, G, C, d)，C 是容量；返回 [:, :, :S] 的视图
+    类型：dtype 与 device 在构造时定下
+    错误：S > C、行数不是 B、带着梯度来，都抛 ValueError，缓存保持原样
     """
 
     def __init__(
@@ -121,52 +138,59 @@ class StaticCache(KVCache):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
-        self.capacity = check_int("capacity", capacity, 1)
         self.batch_size = check_int("batch_size", batch_size, 1)
-        self.length = 0
+        self.capacity = check_int("capacity", capacity, 1)
         shape = (batch_size, n_kv_heads, capacity, head_dim)
-        self._keys = torch.zeros(shape, dtype=dtype, device=device)
-        self._values = torch.zeros(shape, dtype=dtype, device=device)
+        # 一次要够：生成途中不再申请内存，也就不会在第一千个词元时才发现不够
+        self._keys = torch.zeros(shape, dtype=dtype, device=device)  # (B, G, C, d)
+        self._values = torch.zeros(shape, dtype=dtype, device=device)  # (B, G, C, d)
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """写进空位：(B, G, T, d) → (B, G, S, d) 的视图。"""
         start, end = self.length, self.length + key.shape[2]
-        # ① 先检查再写：出错时缓存保持原样，length 也不动
-        if end > self.capacity:
-            raise ValueError(
-                f"cache capacity is {self.capacity} tokens, but {start} cached + {end - start} new"
-                f" = {end}; make a cache with more capacity, or shorten the text"
-            )
-        if key.shape[0] != self.batch_size:  # 否则 1 行会被悄悄广播成 B 行
-            raise ValueError(
-                f"cache was made for {self.batch_size} rows, got {key.shape[0]} rows of keys"
-            )
-        if key.requires_grad:  # 就地写入会把每一步的计算图都留在缓冲区里
-            raise ValueError(
-                "StaticCache does not keep gradients: use torch.no_grad(), torch.inference_mode()"
-                " or a GrowingCache"
-            )
-        # ② 只写 T 个新位置；旧的 S−T 个一个字节也不碰
+        # ① 先检查再写：出错时一个数也没动，调用者可以换个大的再来
+        if end > self.capacity or key.shape[0] != self.batch_size or key.requires_grad:
+            self._refuse(key, end)
+        # ② 只写 T 个新位置；旧的 S − T 个一个字节也不碰
         self._keys[:, :, start:end] = key
         self._values[:, :, start:end] = value
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]  # (B, G, S, d)
 
+    def _refuse(self, key: Tensor, end: int) -> None:
+        """三种不能写的情形，各说各的原因与办法。"""
+        if end > self.capacity:
+            raise ValueError(
+                f"the cache holds {self.capacity} tokens, but {self.length} cached +"
+                f" {key.shape[2]} new = {end}; use a larger capacity or a shorter text"
+            )
+        # 不拦的话，1 行会被悄悄广播成 B 行
+        if key.shape[0] != self.batch_size:
+            raise ValueError(
+                f"the cache was made for {self.batch_size} rows, got {key.shape[0]}; reset it"
+                " between batches of different size, or make a new one"
+            )
+        # 就地写入会把每一步的计算图都挂在缓冲区上，内存越用越多
+        raise ValueError(
+            "StaticCache keeps no gradients: use torch.no_grad(), torch.inference_mode() or"
+            " a GrowingCache"
+        )
+
     def reorder(self, row_indices: Tensor) -> None:
-        """按行号重排已写部分；行数变化时换一块同容量的缓冲区。"""
+        """按行号重排已写的部分；行数变了，就换一块同容量的缓冲区。"""
+        # 先取出来再写回去：行与行互相交换时，就地写会读到已被盖掉的数
         used = slice(0, self.length)
         keys = self._keys[:, :, used].index_select(0, row_indices)  # (B', G, S, d)
-        values = self._values[:, :, used].index_select(0, row_indices)
-        if keys.shape[0] != self.batch_size:
-            self.batch_size = keys.shape[0]
+        values = self._values[:, :, used].index_select(0, row_indices)  # (B', G, S, d)
+        if len(keys) != self.batch_size:
+            self.batch_size = len(keys)
             shape = (self.batch_size, *self._keys.shape[1:])
-            self._keys = self._keys.new_zeros(shape)
-            self._values = self._values.new_zeros(shape)
+            self._keys, self._values = self._keys.new_zeros(shape), self._values.new_zeros(shape)
         self._keys[:, :, used] = keys
         self._values[:, :, used] = values
 
     def truncate(self, length: int) -> None:
-        """只移动终点：尾部的旧数还在缓冲区里，但不会再被返回，下次 append 就把它覆盖。"""
+        """只把终点往回移：尾部的旧数还躺在缓冲区里，但不会再被返回，下次 append 就盖掉。"""
         self.check_truncation(length)
         self.length = length
 
@@ -174,10 +198,12 @@ class StaticCache(KVCache):
 class ModelCache:
     """整个模型的缓存：每层一个 KVCache，一起重排、一起截断。
 
-    约定：一次前向里每层各 append 一次；length 取第 0 层的长度，所以要在前向开始前读
+    约定：一次前向里每层各 append 一次；length 是第 0 层的长度，要在前向开始之前读，
+          因为第 0 层算完它就前进了，而后面的层还没有
     """
 
     def __init__(self, layers: Sequence[KVCache]) -> None:
+        # 层数为零时没有「第 0 层的长度」可问
         if not layers:
             raise ValueError("a model cache needs at least one layer, got 0")
         self.layers = list(layers)
@@ -209,8 +235,64 @@ class ModelCache:
             layer.reset()
 
 
+def stepwise_equals_whole() -> None:
+    """一句 12 个词元：一次算完，与「先 5 个、再一个一个来」比较。
+
+    投影的次数是确定的，所以数次数而不计时间：计时每台机器、每次运行都不同
+    """
+    # 用到时才导入：attention.py 要用本页的 KVCache
+    from transformer_basics.attention import CausalSelfAttention
+
+    attention, x = CausalSelfAttention(32, 4, n_kv_heads=2), torch.randn(1, 12, 32)
+    cache = StaticCache(1, 2, 16, 8)
+    with torch.no_grad():
+        whole = attention(x)
+        pieces = [attention(piece, cache=cache) for piece in x.split([5] + [1] * 7, dim=1)]
+    error = float((whole - torch.cat(pieces, dim=1)).abs().max())
+    print(f"① 有缓存与一次算完最多差 {error:.1e}；缓存里有 {cache.length} 个词元")
+    print(f"   有缓存投影 12 次；没有缓存，每步从头算，投影 {5 + sum(range(6, 13))} 次")
+    assert error < 1e-5
+    assert cache.length == 12
+
+
+def how_much_memory() -> None:
+    """GPT-2 的大小（12 层，每头 64 维），一句 1024 个词元，每个数 16 位：缓存有多大。
+
+    公式：层数 · 2 · G · d · 词元数 · 2 字节；与批大小成正比，所以服务许多人时它是大头
+    """
+    for n_kv_heads in (12, 4, 1):
+        cache = StaticCache(1, n_kv_heads, 1024, 64, torch.bfloat16)
+        keys, values = cache.append(*torch.zeros(2, 1, n_kv_heads, 1024, 64))
+        size = 12 * (keys.nbytes + values.nbytes)
+        print(f"② {n_kv_heads:2d} 个键值头：{size / 2**20:5.1f} MiB，每词元 {size // 1024} 字节")
+        assert size == 12 * 2 * n_kv_heads * 64 * 1024 * 2
+
+
 def demo() -> None:
-    """演示（稍后补全）。"""
+    """结果不变，次数变少；再看占多少内存、怎样重排与截断、满了说什么。"""
+    stepwise_equals_whole()
+    how_much_memory()
+
+    # 两句话各三个词元；为了看得清，键就写成「句号.词号」
+    cache = StaticCache(2, 1, 4, 1)
+    numbered = torch.tensor([[0.1, 0.2, 0.3], [1.1, 1.2, 1.3]]).view(2, 1, 3, 1)
+    cache.append(numbered, numbered)
+    # 退回一个词元，再让第 1 句的前文顶替第 0 句：束搜索与投机解码各用到其中一样
+    cache.truncate(2)
+    cache.reorder(torch.tensor([1, 1]))
+    new = torch.tensor([0.9, 1.9]).view(2, 1, 1, 1)
+    keys, _ = cache.append(new, new)
+    print("③ 截到 2 个，两行都改成第 1 句，再各接一个词元：")
+    for row in keys[:, 0, :, 0].tolist():
+        print("   " + "  ".join(f"{value:.1f}" for value in row))
+    assert torch.equal(keys[0, 0, :2], keys[1, 0, :2])
+
+    # 满了就说清楚两个长度，而不是悄悄丢掉最早的词元
+    try:
+        cache.append(numbered, numbered)
+    except ValueError as error:
+        print(f"④ 放不下：{error}")
+    assert cache.length == 3
 
 
 if __name__ == "__main__":

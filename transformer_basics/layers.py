@@ -17,14 +17,21 @@ $$\text{Pre: } x' = x + f(\mathrm{Norm}(x)) \qquad \text{Post: } x' = \mathrm{No
 Pre 与 Post 之争：Pre-LN 的残差路上没有归一化，梯度直达；越深，每块所添的占比越小，最后几层
 的梯度也越小，训练因此平稳。Post-LN 最后几层的梯度不随深度变小，不预热（warmup）容易发散。
 
+层归一化与批归一化（batch norm）的分别：前者只看一个词元自己的 D 个数，所以训练与推理是同一个
+公式，批里混进谁、序列多长，结果都不变；后者要看整批，语言模型里几乎不用。
+
+为什么前馈要变宽：激活按坐标轴折，轴越多，能折出的花样越多；有人把每个隐藏单元看作一条记忆，
+W_up 的一行是「遇到什么」，W_down 的一列是「就说什么」。
+
 论文：Ba 等 2016《Layer Normalization》(arXiv:1607.06450)；Zhang 与 Sennrich 2019《RMSNorm》
      (arXiv:1910.07467)；Shazeer 2020《GLU Variants》(arXiv:2002.05202)；
+     Geva 等 2021《Feed-Forward Layers Are Key-Value Memories》(arXiv:2012.14913)；
      Xiong 等 2020《On Layer Normalization in the Transformer》(arXiv:2002.04745)
 
 改哪里：
   · 想加一种归一化——写一个 (dim, eps) 的模块，登记到 NORMS，GPTConfig 就认得它。
   · 想改块的接法（并行注意力、三明治归一化）——TransformerBlock.forward。
-  · 想加一种激活——activations.py。
+  · 想加一种激活——activations.py；想换初始化——GPT（gpt_model/model.py），块不管初始化。
 """
 
 from __future__ import annotations
@@ -53,7 +60,7 @@ __all__ += ["layer_norm", "rms_norm"]
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """层归一化（LayerNorm）：每个词元各自减均值、除以标准差，与别的词元、别的样本无关。
+    """层归一化（LayerNorm）：每个词元各自减均值、除以标准差。
 
     公式：y = γ·(x − μ)/√(σ² + ε) + β，μ、σ² 沿最后一维；σ² 除以 D 而不是 D − 1
     形状：x (…, D)，γ、β (D,) → (…, D)
@@ -63,7 +70,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     # ① 先减均值再平方：直接算 E[x²] − μ²，在 μ 很大时会把有效数字减光
     centred = wide - wide.mean(dim=-1, keepdim=True)  # (…, D)
     variance = centred.square().mean(dim=-1, keepdim=True)  # (…, 1)
-    # ② ε 在根号里面：词元全是同一个数时，方差为零也不会除以零
+    # ② ε 在根号里面：D 个数全相同时方差为零，也不会除以零；导入权重时 ε 要与原模型一样
     y = centred * torch.rsqrt(variance + eps) * weight
     return (y if bias is None else y + bias).to(x.dtype)
 
@@ -77,6 +84,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     mean_square = wide.square().mean(dim=-1, keepdim=True)  # (…, 1)
+    # γ 在变回 x 的 dtype 之前乘：先变再乘，bf16 里会多舍入一次
     return (wide * torch.rsqrt(mean_square + eps) * weight).to(x.dtype)
 
 
@@ -90,8 +98,9 @@ class LayerNorm(nn.Module):
         super().__init__()
         self.shape = (check_int("dim", dim, 1),)
         self.eps = check_float("norm_eps", eps, exclusive_minimum=0.0)
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+        # 没有 β 的写法也常见：少一份参数，效果不差
+        self.weight = nn.Parameter(torch.ones(dim))  # γ (D,)
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None  # β (D,)
         self.implementation = "fast"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,13 +111,16 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """带参数的均方根归一化；implementation 的含义同 LayerNorm。"""
+    """带参数的均方根归一化：只有 γ，从 1 开始。
+
+    implementation 的含义同 LayerNorm
+    """
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.shape = (check_int("dim", dim, 1),)
         self.eps = check_float("norm_eps", eps, exclusive_minimum=0.0)
-        self.weight = nn.Parameter(torch.ones(dim))
+        self.weight = nn.Parameter(torch.ones(dim))  # γ (D,)
         self.implementation = "fast"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,6 +131,7 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+# GPTConfig 的 norm 字段按名字在这里找；模型里没有一处写着「如果是 rmsnorm」
 NORMS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
@@ -145,24 +158,29 @@ class FeedForward(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        # 先检查再分配：写错的宽度在这里就停下，而不是等矩阵乘法报一句看不懂的话
         check_int("dim", dim, 1)
         check_int("ffn_dim", ffn_dim, 1)
         self.activation = check_choice("activation", activation, ACTIVATIONS)
         self.dropout = check_float("dropout", dropout, 0.0, exclusive_maximum=1.0)
-        self.up_proj = nn.Linear(dim, ffn_dim, bias=bias)
-        self.gate_proj = nn.Linear(dim, ffn_dim, bias=bias) if gated else None
-        self.down_proj = nn.Linear(ffn_dim, dim, bias=bias)
+        # 名字与 Llama、Qwen 的权重一致，导入时不用翻译
+        self.up_proj = nn.Linear(dim, ffn_dim, bias=bias)  # D → F
+        self.gate_proj = nn.Linear(dim, ffn_dim, bias=bias) if gated else None  # D → F
+        self.down_proj = nn.Linear(ffn_dim, dim, bias=bias)  # F → D
         self.implementation = "fast"
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) → (B, T, D)。"""
+        # ① 激活每次按名字查：use_implementation 随时可以换成写出来的那一套
         table = ACTIVATIONS if self.implementation == "fast" else LESSON_ACTIVATIONS
         activate = table[self.activation]
+        # ② 变宽、拐弯；有门就再乘上门
         hidden: Tensor
         if self.gate_proj is None:
             hidden = activate(self.up_proj(x))  # (B, T, F)
         else:
             hidden = activate(self.gate_proj(x)) * self.up_proj(x)  # (B, T, F)
+        # ③ 变窄，交回主路
         if self.training and self.dropout:
             hidden = F.dropout(hidden, self.dropout)
         return self.down_proj(hidden)  # type: ignore[no-any-return]
@@ -174,6 +192,8 @@ class TransformerBlock(nn.Module):
     公式：pre：x ← x + f(Norm(x))；post：x ← Norm(x + f(x))；f 依次是注意力、前馈
     形状：x (B, T, D) → (B, T, D)；positions、mask、cache 原样交给注意力
     错误：norm_position 只能是 "pre" 或 "post"
+
+    四个零件由外面造好传进来，块只管接线：所以换一种注意力、前馈或归一化，都不必改这里。
     """
 
     def __init__(
@@ -187,6 +207,7 @@ class TransformerBlock(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        # 名字就是权重文件里的前缀：blocks.0.attention.q_proj.weight …
         self.attention = attention
         self.feed_forward = feed_forward
         self.attention_norm = attention_norm
@@ -207,7 +228,7 @@ class TransformerBlock(nn.Module):
             # 归一化只在支路上；主路 x 从头到尾只做加法
             normed = self.attention_norm(x)
             x = x + self._drop(self.attention(normed, positions=positions, mask=mask, cache=cache))
-            return x + self._drop(self.feed_forward(self.ffn_norm(x)))
+            return x + self._drop(self.feed_forward(self.ffn_norm(x)))  # (B, T, D)
         # 归一化在主路上：每块出去的大小都一样，梯度回来时也要一层层穿过它
         mixed = self.attention(x, positions=positions, mask=mask, cache=cache)
         x = self.attention_norm(x + self._drop(mixed))
@@ -219,7 +240,10 @@ class TransformerBlock(nn.Module):
 
 
 def norms_by_hand() -> None:
-    """一个词元四维，手算得出来：均值 3，方差 5，均方根 √14。"""
+    """一个词元四维，手算得出来：均值 3，方差 5，均方根 √14。
+
+    再看两种归一化各对什么视而不见：这正是「减不减均值」的全部差别
+    """
     x = torch.tensor([0.0, 2.0, 4.0, 6.0])
     one, zero = torch.ones(4), torch.zeros(4)
     for name, normed in (
@@ -239,7 +263,11 @@ def norms_by_hand() -> None:
 
 
 def gated_has_the_same_size() -> None:
-    """门控多一个矩阵，把中间宽度取到 2/3，参数就一样多。"""
+    """门控多一个矩阵，把中间宽度取到 2/3，参数就一样多。
+
+    公式：普通 2·D·4D = 8D²；门控 3·D·(8D/3) = 8D²
+    """
+    # 96 能被 3 整除，2/3 才取得到整数；真模型里会再凑成 64 或 256 的倍数
     plain = FeedForward(96, 4 * 96, bias=False)
     gated = FeedForward(96, 4 * 96 * 2 // 3, activation="silu", gated=True, bias=False)
     sizes = [sum(p.numel() for p in ffn.parameters()) for ffn in (plain, gated)]
@@ -248,23 +276,30 @@ def gated_has_the_same_size() -> None:
 
 
 def last_layer_gradient(norm_position: str, depth: int) -> tuple[float, float]:
-    """叠 depth 个块，返回最后一块前馈的梯度大小，与主路上的数有多大（标准差）。"""
+    """叠 depth 个块，返回最后一块前馈的梯度大小，与主路上的数有多大（标准差）。
+
+    Pre-LN 的主路只加不减，方差随层数线性增长；最后一块所添的一笔相对越来越小，
+    梯度也就按 1/√层数 变小。Post-LN 每块都把主路拉回 1，没有这一层缓冲
+    """
     # 用到时才导入：attention.py 要用本页的 RMSNorm
     from transformer_basics.attention import CausalSelfAttention
 
     dim = 64
     torch.manual_seed(0)
     blocks = nn.Sequential()
+    # 每个块各有各的零件：共用一个模块，就成了同一层循环用
     for _ in range(depth):
         norms = (LayerNorm(dim), LayerNorm(dim))
         ffn = FeedForward(dim, 4 * dim)
         attention = CausalSelfAttention(dim, 4)
         blocks.append(TransformerBlock(attention, ffn, *norms, norm_position=norm_position))
+    # 初始化若太小，支路几乎是零，接法怎样都一样；
     # 每个矩阵取单位增益，让支路与主路一样响，才看得出接法的差别
     for parameter in blocks.parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     stream = blocks(torch.randn(4, 32, dim))  # (B, T, D)
+    # 只看刚搭好、一步没练的样子：发散往往就发生在最初几步。
     # 两种接法最后都过一次归一化再打分，比较才公平；答案是随机的，只为有一个损失
     logits = F.layer_norm(stream, (dim,)) @ torch.randn(dim, 100) / dim**0.5
     F.cross_entropy(logits.flatten(0, 1), torch.randint(100, (128,))).backward()
@@ -274,10 +309,14 @@ def last_layer_gradient(norm_position: str, depth: int) -> tuple[float, float]:
 
 
 def demo() -> None:
-    """归一化手算一遍，参数数一遍，Pre 与 Post 比一遍。"""
+    """归一化手算一遍，参数数一遍，Pre 与 Post 比一遍。
+
+    第三步不训练，只看刚搭好的网络：哪种接法更容易练，在第一步之前就看得出来
+    """
     norms_by_hand()
     gated_has_the_same_size()
     print("③ 还没训练时，最后一块的梯度（与主路的大小）随深度怎样变")
+    # 同样的零件、同样的种子，只换接法与层数
     table = {}
     for position in ("pre", "post"):
         for depth in (2, 8, 32):
@@ -292,7 +331,10 @@ def demo() -> None:
 
 
 def plot(path: Path) -> None:
-    """横轴是深度：左边是最后一块的梯度，右边是主路上的数有多大。"""
+    """横轴是深度：左边是最后一块的梯度，右边是主路上的数有多大。
+
+    两个轴都取对数，幂律画出来是直线：Pre-LN 左图向下，右图向上，斜率约为 ∓1/2
+    """
     depths = (2, 4, 8, 16, 32)
     figure, axes = new_figure(1, 2, size=(9.5, 4.0))
     for position in ("pre", "post"):
@@ -300,7 +342,7 @@ def plot(path: Path) -> None:
         for axis, values in zip(axes, zip(*rows, strict=True), strict=True):
             axis.loglog(depths, values, "o-", base=2, label=f"{position}-LN")
     titles = ("gradient of the last feed-forward", "size of the residual stream")
-    for axis, title in zip(axes, titles, strict=True):
+    for axis, title in zip(axes, titles, strict=True):  # 左、右两张图
         axis.set(title=title, xlabel="layers")
         axis.legend()
     save_figure(figure, path)
