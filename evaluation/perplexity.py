@@ -25,7 +25,7 @@ r"""一段文本，模型觉得有多意外？——困惑度 (perplexity) 与�
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,13 @@ from tokenization.tokenizer import Tokenizer
 from training.batch import IGNORE_INDEX, Tokens, WindowReader
 from training.token_shard import TokenShard
 
-__all__ = ["Perplexity", "evaluate_shard", "evaluate_text", "evaluate_tokens"]
+__all__ = [
+    "Perplexity",
+    "evaluate_documents",
+    "evaluate_shard",
+    "evaluate_text",
+    "evaluate_tokens",
+]
 
 
 @dataclass(frozen=True)
@@ -85,9 +91,24 @@ def evaluate_text(
     stride: int | None = None,
     batch_size: int = 16,
 ) -> Perplexity:
-    """一段文本的困惑度；每个字节都算到。
+    """一段文本的困惑度；见 `evaluate_documents`，这里只有一篇。"""
+    return evaluate_documents(
+        model, tokenizer, [text], context=context, stride=stride, batch_size=batch_size
+    )
 
-    前面垫一个结束符，正如训练时每篇文档都接在上一篇的结束符后面，于是第一个词元也有前文；
+
+def evaluate_documents(
+    model: GPT,
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 16,
+) -> Perplexity:
+    """几篇文档首尾相接的困惑度；每个字节都算到。
+
+    每篇前面垫一个结束符，正如训练时文档都接在上一篇的结束符后面，于是第一个词元也有前文；
     没有结束符的分词器，第一个词元不打分，它的字节也不计。
     错误：文本为空、词表与模型不合 → ValueError
     """
@@ -96,13 +117,18 @@ def evaluate_text(
             f"the tokenizer has {tokenizer.vocab_size} tokens, "
             f"the model's vocab_size is {model.config.vocab_size}; they do not belong together"
         )
-    ids = tokenizer.encode(text)
-    if not ids:
+    ids: list[int] = []
+    n_bytes = 0
+    for text in texts:
+        encoded = tokenizer.encode(text)
+        # 空文档不成一篇；训练时的分片里也没有它
+        if encoded and tokenizer.end_id is not None:
+            ids.append(tokenizer.end_id)
+        ids += encoded
+        n_bytes += len(text.encode("utf-8"))
+    if not n_bytes:
         raise ValueError("there is nothing to evaluate: the text is empty")
-    n_bytes = len(text.encode("utf-8"))
-    if tokenizer.end_id is not None:
-        ids = [tokenizer.end_id, *ids]
-    else:
+    if tokenizer.end_id is None:
         n_bytes -= len(tokenizer.token_bytes(ids[0]))
     return evaluate_tokens(
         model, ids, context=context, stride=stride, batch_size=batch_size, n_bytes=n_bytes

@@ -10,6 +10,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from foundation.checks import nearest
@@ -42,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.remove("--traceback")
         wants_traceback = True
     try:
-        return run_command(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            return run_command(arguments)
     except KeyboardInterrupt:
         print("fromzero: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -111,6 +114,11 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning on one line, without the place in the source that Python would add."""
+    print(f"fromzero: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def is_users_to_fix(error: Exception) -> bool:

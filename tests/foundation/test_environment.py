@@ -43,7 +43,9 @@ def test_an_old_python_is_red(monkeypatch):
 
 
 def test_missing_and_broken_packages_are_red_and_say_what_to_do(monkeypatch, tmp_path):
-    (tmp_path / "broken_package_of_test.py").write_text("raise OSError('no such DLL')\n")
+    (tmp_path / "broken_package_of_test.py").write_text(
+        "raise OSError('no such DLL')\n", encoding="utf-8"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     names = ("rich", "absent_package_of_test", "broken_package_of_test")
     monkeypatch.setattr(environment, "REQUIRED_PACKAGES", names)
@@ -132,9 +134,11 @@ def test_compile_probe_ends_the_compilers_too(monkeypatch, tmp_path):
     )
     probe = probe_of(monkeypatch, code)
     deadline = time.monotonic() + 20
-    while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
+    text = ""
+    while not text and time.monotonic() < deadline:
         time.sleep(0.05)
-    grandchild = int(pid_file.read_text())
+        text = pid_file.read_text(encoding="utf-8") if pid_file.exists() else ""
+    grandchild = int(text)
     probe.close()
     deadline = time.monotonic() + 10
     while alive(grandchild) and time.monotonic() < deadline:
@@ -147,6 +151,9 @@ def alive(pid):
     try:
         os.kill(pid, 0)
         status = Path(f"/proc/{pid}/stat")
-        return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return (
+            not status.exists()
+            or status.read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] != "Z"
+        )
     except (ProcessLookupError, FileNotFoundError):
         return False

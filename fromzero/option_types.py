@@ -1,0 +1,151 @@
+"""各命令共用的选项：采样、设备、用哪个模型。"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from inference.generator import TextGenerator
+    from inference.sampling import SamplingParams
+
+    from gpt_model.model import GPT
+    from tokenization.tokenizer import Tokenizer
+
+__all__ = [
+    "MaybeBool",
+    "MaybeFloat",
+    "MaybeInt",
+    "MaybePath",
+    "MaybeText",
+    "Sampling",
+    "newest_run",
+    "open_generator",
+    "open_model",
+]
+
+# "Not given" is None; the help need not show it as {None}|INT.
+MaybeInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+MaybeFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
+MaybeText = Annotated[str | None, tyro.conf.arg(metavar="TEXT")]
+MaybePath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+MaybeBool = Annotated[bool | None, tyro.conf.arg(metavar="True|False")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen; the fields are those of SamplingParams."""
+
+    max_new_tokens: int = 200
+    """stop after this many tokens"""
+    temperature: float = 0.8
+    """0 = always the likeliest token; 0.7 is careful, 1.5 is wild"""
+    top_k: int = 0
+    """choose among the k likeliest tokens only; 0 = off, 40 is a good value"""
+    top_p: float = 1.0
+    """choose among the likeliest tokens that together have this probability; 1 = off"""
+    min_p: float = 0.0
+    """drop tokens less likely than this share of the likeliest; 0 = off"""
+    repetition_penalty: float = 1.0
+    """above 1: tokens that occurred already become less likely; 1.2 is a good value"""
+    presence_penalty: float = 0.0
+    """subtracted from the score of every token generated already"""
+    frequency_penalty: float = 0.0
+    """subtracted from a token's score for each time it was generated"""
+    logit_bias: tuple[str, ...] = ()
+    """ID=BIAS pairs, added to the scores of these token ids"""
+    num_beams: int = 1
+    """beam search with this many beams; 1 = off"""
+    length_penalty: float = 1.0
+    """beam search: above 1 favours longer texts"""
+    num_return: int = 1
+    """how many continuations of each prompt"""
+    stop: tuple[str, ...] = ()
+    r"""end before any of these texts; \n in them stands for a line break"""
+    seed: MaybeInt = None
+    """the same seed gives the same text; without it every run differs"""
+    logprobs: bool = False
+    """list every token with its log-probability"""
+
+    def to_params(self) -> SamplingParams:
+        """Build the library's parameters, which check every value."""
+        import dataclasses
+        import secrets
+
+        from inference.sampling import SamplingParams
+
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["seed"] = secrets.randbits(32) if self.seed is None else self.seed
+        values["stop"] = tuple(text.replace("\\n", "\n") for text in self.stop)
+        values["logit_bias"] = parse_bias(self.logit_bias)
+        return SamplingParams(**values)
+
+
+def parse_bias(pairs: Sequence[str]) -> dict[int, float] | None:
+    """Read ["13=-100", "7=2.5"] as {13: -100.0, 7: 2.5}."""
+    bias = {}
+    for pair in pairs:
+        token, _, value = pair.partition("=")
+        try:
+            bias[int(token)] = float(value)
+        except ValueError:
+            raise ValueError(f"logit_bias must be ID=BIAS such as 13=-2.5, got {pair!r}") from None
+    return bias or None
+
+
+def newest_run(folder: Path = Path("runs")) -> Path:
+    """The run directory that was saved to last."""
+    from foundation.files import MANIFEST
+
+    saved = [manifest.parent for manifest in folder.glob(f"*/step-*/{MANIFEST}")]
+    saved += [manifest.parent for manifest in folder.glob(f"*/{MANIFEST}")]
+    models = [step for step in saved if (step / "config.json").is_file()]
+    if not models:
+        raise ValueError(
+            f"there is no model in {folder.resolve()}; train one (fromzero train), "
+            "or name its directory with --model"
+        )
+    newest = max(models, key=lambda step: (step / MANIFEST).stat().st_mtime_ns)
+    return newest.parent if newest.name.startswith("step-") else newest
+
+
+def open_model(
+    path: Path | None, device: str = "auto", dtype: str = "auto"
+) -> tuple[GPT, Tokenizer, Path]:
+    """Load a model and its tokenizer; without a path, those of the newest run."""
+    import torch
+
+    from foundation.checks import check_choice
+    from foundation.devices import pick_device
+    from gpt_model.model import GPT
+    from gpt_model.model_directory import find_model_directory
+    from tokenization.tokenizer import Tokenizer
+
+    check_choice("dtype", dtype, ("auto", "fp32", "bf16"))
+    target = pick_device(device)
+    directory = find_model_directory(newest_run() if path is None else path)
+    dtypes: dict[str, torch.dtype | None] = {"auto": None, "fp32": torch.float32}
+    model = GPT.load(directory, target, dtypes.get(dtype, torch.bfloat16))
+    tokenizer = Tokenizer.load(directory)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, but the model's "
+            f"vocab_size is {model.config.vocab_size}; they do not belong together"
+        )
+    return model, tokenizer, directory
+
+
+def open_generator(
+    path: Path | None, device: str = "auto", dtype: str = "auto"
+) -> tuple[TextGenerator, Path]:
+    """Load a model ready to write."""
+    from inference.generator import TextGenerator
+
+    model, tokenizer, directory = open_model(path, device, dtype)
+    return TextGenerator(model, tokenizer), directory

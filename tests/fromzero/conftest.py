@@ -1,0 +1,29 @@
+"""A tiny model in a directory, made once."""
+
+import pytest
+import torch
+
+from gpt_model.config import preset
+from gpt_model.model import GPT
+from tokenization.tokenizer import Tokenizer
+
+TEXT = "the quick brown fox jumps over the lazy dog; 明月几时有？把酒问青天。\n" * 30
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A random model of one layer with a BPE of 300 tokens and a context of 64."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train_bpe([TEXT], 300)
+    config = preset("gpt-micro", vocab_size=tokenizer.vocab_size, max_seq_len=64)
+    model = GPT(config.replace(n_layers=1, dim=32, n_heads=2))
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    model.save(directory, tokenizer)
+    return directory
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text(TEXT, encoding="utf-8", newline="\n")
+    return path
