@@ -1,29 +1,48 @@
-r"""没有网络、没有下载，拿什么训练？——每个 Python 自带的说明书和源代码。
+r"""一个字符串怎样说清「用什么文本训练」，又怎样变成一串文档（document）？
 
-语料（corpus）写成一个字符串（spec），这里把它变成一串文档（document）：
+语料（corpus）写成一个字符串，叫 spec：
 
-    "python-docs"                 语言参考手册：pydoc_data.topics，英文
-    "python-code"                 标准库的 .py 源代码，英文与 Python
+    "python-docs"                 自带的语料，按名字（见 python_library.py）
     "python-docs+python-code"     用 + 连接：先后相接
-    "书/*.txt"、"书/"、"a.jsonl"   自己的文件：通配、文件夹（含子文件夹）、单个文件
+    "a.txt"、"a.jsonl"            单个文件：txt、md、py、jsonl
+    "书/"                         文件夹，含子文件夹
+    "书/**/*.md"                  通配；** 匹配任意层文件夹
+    "python-docs+书/"             名字与路径可以混用
 
     spec ──_split──▶ 各部分 ──_locate──▶ 名字或文件表 ──load_corpus──▶ Document, Document, …
                                   │
                                   └──corpus_fingerprint──▶ 这份语料的「指纹」，变了才需重新分词
 
-以文档为单位很要紧：训练集与验证集按文档划分，划分的依据只是文档自己的文本，
+整条 spec 若本身就是一条存在的路径，就不再按 + 拆开，所以文件名里可以有 +（c++.txt）。
 
-$$\mathrm{val} \iff \mathrm{SHA256}(\text{text})_{0..63} < f \cdot 2^{64}$$
+什么算一篇文档：手册的一个条目、一个源文件、一个文本文件、jsonl 的一行。以文档为单位很要紧：
+训练集与验证集按文档划分（见 document_split.py），注意力也可以不跨文档。
 
-（见 shards.py），同一篇文章绝不会一半在训练集、一半在验证集。
+指纹（fingerprint）回答「语料变了没有」，只看文件的大小与时间，不读内容：
 
-源代码里不收的：测试、第三方代码（vendored）、机器生成的编码表、lib2to3、只在某台机器上有的模块。
-它们或重复、或不是人写给人看的、或使两台机器的语料不同。顺序按名字排，所以是确定的。
+$$\text{fingerprint} = \mathrm{SHA256}(\text{spec},\ \text{Python 版本},\
+  \{(\text{路径},\ \text{大小},\ \text{修改时间})\})$$
 
-论文：代码混入文本能提升推理 — Aryabumi et al., *To Code, or Not To Code?*, arXiv:2408.10914。
+内存：文件表全在内存里（每个文件一条路径），文本则一篇一篇地来，用完就放掉；
+所以语料可以比内存大，只要文件数不到千万。
 
-改哪里：加一个自带语料 → CORPORA 里添一行；源代码收哪些 → LEFT_OUT 与 _is_wanted；
-        单个文件怎么读 → documents.py。
+写错时的原则：说清楚给了什么、允许什么、像哪一个，然后停下。绝不因为「看起来像」就用别的：
+训练了几小时才发现语料不对，比马上报错糟得多。
+
+常见疑问：
+    为什么不用 JSON 或 YAML 描述语料？  一行就够的事，写在命令行上最方便；复杂的先合成一个文件夹。
+    文件夹里什么都收吗？               只收认识的后缀，跳过隐藏的文件与 __pycache__。
+    文档的先后会影响训练吗？           不会，训练时按窗口打乱；但会影响「切尾」划分出的验证集。
+    空文件怎么办？                     略过并警告；全是空的就报错。
+
+试一试：
+    python -c "from training.corpus import *; print(corpus_files('.'))"    当前文件夹里会收哪些
+    把一个 .txt 存成 GBK 再读：看报错说到第几个字节；加上 errors="replace" 再读一次
+
+论文：语料的构成决定模型 — Gao et al., *The Pile*, arXiv:2101.00027。
+
+改哪里：加一个自带的语料 → python_library.py 的 CORPORA；单个文件怎么读 → documents.py；
+        添一种写法（例如「@比例」）→ _split 与 _locate。
 """
 
 from __future__ import annotations
@@ -33,30 +52,19 @@ import hashlib
 import json
 import os
 import platform
-import sys
-import sysconfig
+import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from foundation.checks import check_choice, nearest
 from foundation.demonstration import run_demo
 from training.documents import READERS, Document, read_documents
+from training.python_library import CORPORA, library_files, walk
 
 __all__ = ["CORPORA", "Document", "corpus_files", "corpus_fingerprint", "load_corpus"]
 
-# 标准库里不收的文件夹与模块。
-LEFT_OUT = frozenset(
-    {
-        *("test", "tests", "idle_test"),  # 测试：断言罗列，少有解释
-        *("ensurepip", "_vendor", "_vendored", "_bundled"),  # 别人的代码
-        *("site-packages", "dist-packages"),  # 装进来的包
-        *("pydoc_data",),  # 已经是 python-docs
-        *("lib2to3",),  # 新版 Python 已删去；收了它，各版本的语料就差得更远
-    }
-)
-# 编码表（cp1252.py 等）由脚本生成，几百行只是「字节 → 字符」；文件开头自己写明了。
-GENERATED_MARK = b"gencodec"
+# spec 里出现这些字符，才可能是通配。
 GLOB_CHARACTERS = frozenset("*?[")
 
 
@@ -65,18 +73,32 @@ def load_corpus(
 ) -> Iterator[Document]:
     """按顺序逐个产生语料的文档；内存有界（见 documents.py）。
 
-    类型：errors 为 "strict" 或 "replace"（非法 UTF-8 换成 U+FFFD）；text_key 是 jsonl 的键名
+    用法：for document in load_corpus("python-docs+书/"): print(document.source)
+
+    类型：spec 是字符串，或（不按 + 拆开的）Path；errors 为 "strict" 或 "replace"
+          （非法 UTF-8 换成 U+FFFD）；text_key 是 jsonl 里文本的键名
     错误：名字不认识、文件不存在、通配没有匹配、文件夹里没有可读的文件，调用时即抛 ValueError；
           文件内容的错误在读到时抛出；全是空白时在末尾抛出
+    警告：有的文件没有内容（其余的有）
     """
     check_choice("errors", errors, ("strict", "replace"))
     parts = [_locate(part) for part in _split(spec)]
-    # 检查在调用时做完；生成器的函数体要到第一次取值才会执行。
+    # 名字、路径的检查在调用时做完；生成器的函数体要到第一次取值才会执行，错误会冒在别处。
     return _documents(str(spec), parts, errors, text_key)
 
 
 def corpus_files(spec: str | Path) -> list[Path]:
-    """语料涉及的全部文件；python-docs 是一个模块，不算文件。"""
+    """语料涉及的全部文件，顺序与 load_corpus 相同。
+
+    python-docs 是一个模块，不算文件：它随 Python 的版本而变，指纹里另记版本。
+    错误：与 load_corpus 调用时相同；文件的内容在这里不看
+
+    >>> corpus_files("python-docs")
+    []
+    >>> corpus_files("python-code")[0].name
+    '__future__.py'
+    """
+    # 名字与路径混用时，先后与 spec 里写的一致
     files: list[Path] = []
     for part in _split(spec):
         located = _locate(part)
@@ -88,95 +110,57 @@ def corpus_files(spec: str | Path) -> list[Path]:
 
 
 def corpus_fingerprint(spec: str | Path) -> str:
-    """语料的指纹：文件名、大小、修改时间与 Python 版本的 SHA-256。
+    """语料的指纹：spec、文件的路径、大小、修改时间与 Python 版本的 SHA-256。
 
+    形状：64 个十六进制字符；同一台机器上，语料没变就不变
     不读内容，所以几十 GB 的语料也立刻算完；代价是「改了内容却保持大小和时间」认不出来。
+    反过来，只碰了一下修改时间也算「变了」：白做一遍，好过用过期的数据。
     """
+    # spec 也算在内：同样的文件换一种写法，文档的先后可能不同
     facts: list[object] = [_split(spec)]
     if any(part in CORPORA for part in _split(spec)):
         facts.append(platform.python_version())
     for path in corpus_files(spec):
+        # 绝对路径：同名的 a.txt 在两个文件夹里是两份语料
         status = path.stat()
         facts.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def library_files() -> list[Path]:
-    """标准库中收进 python-code 的源文件，按名字排序。
-
-    错误：标准库在 zip 里，或只有 .pyc 时，抛 ValueError 并说出找过哪里
-    """
-    root = _library_root()
-    names = sys.stdlib_module_names
-    files = []
-    for path in _walk(root, LEFT_OUT):
-        # 只收标准库自己的顶层模块：发行版添的 sitecustomize、_sysconfigdata_… 各机不同。
-        top = path.relative_to(root).parts[0].removesuffix(".py")
-        if path.suffix == ".py" and top in names and _is_wanted(path):
-            files.append(path)
-    if not files:
-        raise ValueError(
-            f"corpus 'python-code' needs the library's sources, but {root} has no .py files "
-            "(zipped or compiled only); install the full Python, or train on files of your own"
-        )
-    return files
-
-
-def _library_root() -> Path:
-    return Path(sysconfig.get_path("stdlib"))
-
-
-def _is_wanted(path: Path) -> bool:
-    if path.parent.name != "encodings":
-        return True
-    with open(path, "rb") as file:
-        return GENERATED_MARK not in file.read(400)
-
-
-def _python_docs() -> Iterator[Document]:
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        raise ValueError(
-            f"corpus 'python-docs' needs the module pydoc_data, which {sys.executable} does not "
-            "have; install the full Python, or train on files of your own"
-        ) from None
-    for name in sorted(topics):
-        yield Document(topics[name], f"python-docs:{name}")
-
-
-def _python_code() -> Iterator[Document]:
-    root = _library_root()
-    for path in library_files():
-        label = f"python-code:{path.relative_to(root).as_posix()}"
-        yield from read_documents(path, label)
-
-
-# 名字 → 怎样产生文档。加一个自带的语料只需在此添一行。
-CORPORA: dict[str, Callable[[], Iterator[Document]]] = {
-    "python-docs": _python_docs,
-    "python-code": _python_code,
-}
-
-
 def _split(spec: str | Path) -> list[str]:
-    """按 + 拆开；但文件名里本来就可以有 +（c++.txt），所以先看整个是不是一条路径。"""
+    """按 + 拆开；但文件名里本来就可以有 +（c++.txt），所以先看整个是不是一条路径。
+
+    拆出空的一段（"a++b"）说明那个 + 不是连接号，也当作一条路径，由后面去报「不存在」。
+
+    >>> _split("python-docs+python-code")
+    ['python-docs', 'python-code']
+    >>> _split("no/such/c++.txt")
+    ['no/such/c++.txt']
+    """
     whole = str(spec)
     if not whole.strip():
         raise ValueError(f"the corpus is empty; give a name ({', '.join(CORPORA)}) or a path")
     parts = [part.strip() for part in whole.split("+")]
+    # 三种情形不拆：明说是路径；真有这样一个文件；拆出来有空的一段
     if isinstance(spec, Path) or os.path.exists(whole) or not all(parts):
         return [whole]
     return parts
 
 
 def _locate(part: str) -> str | list[Path]:
-    """一部分 → 自带语料的名字，或按名字排好序的文件表。"""
+    """一部分 → 自带语料的名字，或按名字排好序的文件表。
+
+    先认名字，再认文件夹、文件、通配；都不是就报错，并猜一个最像的名字。
+    ~ 展开成用户的主文件夹：写在引号里时，命令行外壳（shell）不会替我们展开。
+    名叫 python-docs 的文件夹要写成 ./python-docs，才不会被当成自带的语料。
+    """
+    # ① 名字
     if part in CORPORA:
         return part
+    # ② 文件夹与文件
     path = Path(part).expanduser()
     if path.is_dir():
-        files = [file for file in _walk(path, frozenset()) if file.suffix.lower() in READERS]
+        files = [file for file in walk(path) if file.suffix.lower() in READERS]
         if not files:
             raise ValueError(f"the folder {path} holds no file ending in {', '.join(READERS)}")
         return files
@@ -186,8 +170,10 @@ def _locate(part: str) -> str | list[Path]:
                 f"{path} ends in {path.suffix!r}; corpus files must end in {', '.join(READERS)}"
             )
         return [path]
+    # ③ 通配；放在文件之后，因为真有文件名里带方括号的
     if GLOB_CHARACTERS & set(part):
         return _match(str(path))
+    # ④ 都不是
     guess = nearest(part, CORPORA)
     raise ValueError(
         f"no such corpus: {part!r} is neither a name ({', '.join(CORPORA)}) nor an existing file, "
@@ -196,7 +182,11 @@ def _locate(part: str) -> str | list[Path]:
 
 
 def _match(pattern: str) -> list[Path]:
-    """通配符 → 文件表；** 匹配任意层文件夹。"""
+    """通配符 → 文件表；** 匹配任意层文件夹。
+
+    匹配到的不认识的文件略过（"书/*" 里难免有封面图），一个也不认识才报错。
+    报错时说出当前文件夹：相对路径写错，多半是因为人不在以为的地方。
+    """
     matches = [Path(name) for name in glob.glob(pattern, recursive=True)]
     files = [path for path in matches if path.is_file() and path.suffix.lower() in READERS]
     if not files:
@@ -205,48 +195,34 @@ def _match(pattern: str) -> list[Path]:
             f"{pattern!r} matches no file ending in {', '.join(READERS)} (it matches {found}, "
             f"seen from {Path.cwd()})"
         )
+    # glob 的顺序由操作系统决定，不排序就不可重现
     return sorted(files, key=Path.as_posix)
-
-
-def _walk(root: Path, left_out: frozenset[str]) -> Iterator[Path]:
-    """文件夹里的全部文件，按相对路径排序；不进隐藏文件夹（.git、.venv）与 __pycache__。
-
-    操作系统给出的顺序因机器而异，不排序就没有可重现的语料。
-    """
-    found: list[Path] = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if name not in left_out and name != "__pycache__" and not name.startswith(".")
-        ]
-        found += [
-            Path(folder, name)
-            for name in names
-            if name.removesuffix(".py") not in left_out and not name.startswith(".")
-        ]
-    yield from sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
 def _documents(
     spec: str, parts: list[str | list[Path]], errors: str, text_key: str
 ) -> Iterator[Document]:
+    """逐篇产生文档，并记下哪些文件没有内容；读到末尾才知道该警告还是该报错。"""
     blank: list[Path] = []
     any_text = False
+    # ① 自带的语料一定有内容；文件则要看过才知道
     for part in parts:
         if isinstance(part, str):
             any_text = True
             yield from CORPORA[part]()
             continue
         for path in part:
+            # 一个文件可以产生许多篇，所以「空不空」要读完这个文件才知道
             empty = True
+            # 出错时说真实的路径，用户才能直接打开那个文件
             for document in read_documents(path, str(path), errors=errors, text_key=text_key):
                 empty = False
                 yield document
             if empty:
                 blank.append(path)
             any_text = any_text or not empty
-    # 空文件没有可学的东西，但用户多半不知道它是空的，所以要说。
+    # ② 空文件没有可学的东西，但用户多半不知道它是空的，所以要说
+    #    全空是错误（字节数能说明是真空还是只有空白）；部分空是警告
     if not any_text:
         size = sum(path.stat().st_size for path in blank)
         raise ValueError(
@@ -260,30 +236,40 @@ def _documents(
 
 
 def demo() -> None:
-    """量一量自带的语料，看一篇，再看几种写错的 spec 得到什么。"""
-    print("① 自带语料，不需要网络")
-    for name in CORPORA:
-        documents = list(load_corpus(name))
-        size = sum(len(document.text.encode()) for document in documents)
-        print(f"   {name:<12} {len(documents):>4} 篇  {size / 1e6:>5.2f} MB")
-        assert len({document.source for document in documents}) == len(documents)
+    """几种 spec 各得到哪些文档；语料变了指纹就变；写错时得到什么话。
 
-    print("② 两次读到的一模一样（顺序也是）")
-    spec = "python-docs+python-code"
-    digests = []
-    for _ in range(2):
-        digest = hashlib.sha256()
-        for document in load_corpus(spec):
-            digest.update(document.text.encode())
-        digests.append(digest.hexdigest())
-    print(f"   SHA-256 {digests[0][:16]}…  指纹 {corpus_fingerprint(spec)[:16]}…")
-    assert digests[0] == digests[1]
+    语料在临时文件夹里现造：四个小文件，其中一张「图片」不该被收进来。
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "c++.txt").write_text("int main() {}\n", encoding="utf-8")
+        (folder / "poems").mkdir()
+        (folder / "poems" / "b.md").write_text("# 登鹳雀楼\n", encoding="utf-8")
+        (folder / "poems" / "a.jsonl").write_text('{"text": "春晓"}\n', encoding="utf-8")
+        (folder / "poems" / "cover.png").write_bytes(b"\x89PNG")
 
-    print("③ 一篇文档的开头")
-    first = next(load_corpus("python-docs"))
-    print(f"   {first.source}: {' '.join(first.text.split())[:60]}…")
+        # Document.source 里写的是真实路径，印出来时把临时文件夹换成省略号
+        print("① 同一批文件的几种写法：单个文件（名字里有 +）、文件夹、通配、混用")
+        for spec in ("c++.txt", "", "poems/*"):
+            documents = list(load_corpus(folder / spec))
+            sources = [document.source.replace(name, "…") for document in documents]
+            print(f"   {'…/' + spec:<12} → {sources}")
+        mixed = list(load_corpus(f"python-docs+{folder / 'poems'}"))
+        # 混用时手册在前、文件夹在后；文件夹里按名字排，a.jsonl 先于 b.md
+        print(f"   混用         → 共 {len(mixed)} 篇，最后一篇 {mixed[-1].text!r}")
+        assert [document.text for document in mixed[-2:]] == ["春晓", "# 登鹳雀楼\n"]
 
-    print("④ 写错时说清楚，而不是换一个猜的")
+        # 大小变了，指纹必变；所以不必等文件系统的时钟走一格
+        print("② 指纹：没变就相同，添一个字就不同")
+        before = corpus_fingerprint(folder)
+        assert corpus_fingerprint(folder) == before
+        (folder / "poems" / "b.md").write_text("# 登鹳雀楼！\n", encoding="utf-8")
+        changed = corpus_fingerprint(folder) != before
+        print(f"   两次相同，改动之后不同：{changed}")
+        assert changed
+
+    print("③ 写错时说清楚，而不是换一个猜的")
+    # 分别是：拼错的名字、没有匹配的通配、末尾多了一个加号
     for wrong in ("python-doc", "no/such/*.txt", "python-docs+"):
         try:
             load_corpus(wrong)

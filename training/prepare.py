@@ -13,8 +13,25 @@ $$\text{key} = \mathrm{SHA256}(\text{格式},\ \text{语料指纹},\ \text{分�
 
 钥匙里少放一样，就会悄悄用上过期的数据；多放一样，不过是白做一遍。宁多勿少。
 
+什么算「决定结果的一切」：
+    格式版本   分片的写法或划分规则变了，旧的就不能用
+    语料指纹   文件名、大小、修改时间；自带语料再加 Python 的版本（见 corpus.py）
+    分词器     现成的给内容的哈希；只给种类时给种类与词表大小
+    f          验证集的比例；另给验证语料时，则是那份语料的指纹
+    读法       errors 与 text_key：同一个文件，读法不同，文本就不同
+
+而学习率、批次大小、块长、随机种子都不在内：它们不影响词元，换了不必重做。
+
 分词器可以现成给（Tokenizer），也可以只给种类（"characters"、"bpe"），由语料现场训练，
 与分片存在同一个目录里，之后用 Tokenizer.load(directory) 取。
+
+常见疑问：
+    分词器见过验证集，算泄题吗？  按字符的必须见过，否则验证集里会有编不了的字；BPE 只统计
+                                  字节对的次数，影响很小，而两边用同一个词表，才可比较。
+    两个训练共用一个目录？        可以，只要配方相同；配方不同就会互相覆盖，各用各的目录为好。
+    怎样强制重做？                删掉那个目录。
+
+试一试：fromzero train 两次，看第二次是不是马上开始；用 touch 碰一下语料，再来一次。
 
 论文：内容决定钥匙的思想 — Dolstra et al., *Nix: A Safe and Policy-Free System*, LISA 2004。
 
@@ -30,16 +47,17 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
-from foundation.checks import check_choice, check_int
+from foundation.checks import check_choice, check_float, check_int
 from foundation.demonstration import run_demo
 from foundation.files import read_manifest, verify_manifest
 from tokenization.tokenizer import Tokenizer
 from training.corpus import corpus_fingerprint, load_corpus
-from training.shards import warn_if_shared, write_shards
+from training.shards import check_target, warn_if_shared, write_shards
 from training.token_shard import KIND, TokenShard
 
 __all__ = ["TOKENIZER_KINDS", "prepare_data"]
 
+# 只给种类时由语料现场训练：前者一字一号，后者是字节级的 BPE。
 TOKENIZER_KINDS = ("characters", "bpe")
 # 分片的写法一变（划分规则、文件格式），就加一：旧目录的钥匙随之失效。
 FORMAT = 1
@@ -47,30 +65,36 @@ FORMAT = 1
 
 def prepare_data(
     spec: str | Path,
-    tokenizer: Tokenizer | str,
-    directory: Path | str,
+    tokenizer: Tokenizer | str,  # 现成的，或种类："characters"、"bpe"
+    directory: Path | str,  # 分片与 tokenizer.json 放在这里
     *,
-    vocab_size: int = 2048,
-    validation: str | Path | None = None,
-    val_fraction: float = 0.1,
-    errors: str = "strict",
+    vocab_size: int = 2048,  # 只对种类 "bpe" 有用
+    validation: str | Path | None = None,  # 另一份语料；给出时它就是验证集
+    val_fraction: float = 0.1,  # 没有另给验证语料时，分出去多少
+    errors: str = "strict",  # 读法，见 load_corpus
     text_key: str = "text",
-    progress: Callable[[int], None] | None = None,
-    verify: bool = True,
+    progress: Callable[[int], None] | None = None,  # 见 write_shards，只在重做时被调用
+    verify: bool = True,  # False：直接用旧分片时不再核对 SHA-256
 ) -> tuple[TokenShard, TokenShard]:
     """语料 → (训练分片, 验证分片)；上次做好的还能用就直接用。
 
-    类型：tokenizer 是现成的 Tokenizer，或 "characters"、"bpe"（后者训练到 vocab_size）；
-          validation 是另一份语料，给出时它就是验证集；verify=False 不再核对旧文件的 SHA-256
+    用法：train, val = prepare_data("python-docs", "bpe", "runs/a/data", vocab_size=2048)
+          tokenizer = Tokenizer.load("runs/a/data")
+          batches = TokenBatches(train, batch_size=32, block_size=256, seed=0)
+
     错误：见 load_corpus 与 write_shards
     警告：验证集与训练集有相同的文档；旧文件损坏，已重做
     """
+    # 先查参数与目录：分词几小时之后才发现写错，就太晚了
+    check_float("val_fraction", val_fraction, exclusive_minimum=0, exclusive_maximum=1)
     directory = Path(directory)
+    check_target(directory)
     if isinstance(tokenizer, str):
         check_choice("tokenizer", tokenizer, TOKENIZER_KINDS)
         check_int("vocab_size", vocab_size, 1)
+    # 验证语料也影响结果（词表、验证分片），所以一并算进钥匙
     specs = [spec] if validation is None else [spec, validation]
-    # 先取指纹再读：若文件在读的时候被改，下次的指纹就不同，自然会重做。
+    # ① 先取指纹再读：若文件在读的时候被改，下次的指纹就不同，自然会重做
     key = _cache_key(
         [corpus_fingerprint(each) for each in specs],
         _identity(tokenizer, vocab_size),
@@ -78,12 +102,14 @@ def prepare_data(
         errors,
         text_key,
     )
+    # ② 不能直接用才重做；重做途中出错，旧目录原样还在
     if not _is_usable(directory, key, verify):
         if isinstance(tokenizer, str):
             tokenizer = _train_tokenizer(tokenizer, specs, vocab_size, errors, text_key)
         held_out = None
         if validation is not None:
             held_out = load_corpus(validation, errors=errors, text_key=text_key)
+        # 语料再读一遍（第一遍训练分词器）：读两遍，好过把它整个放进内存
         write_shards(
             load_corpus(spec, errors=errors, text_key=text_key),
             tokenizer,
@@ -93,34 +119,58 @@ def prepare_data(
             facts={"key": key, "corpus": str(spec)},
             progress=progress,
         )
-    # 刚写好或刚核对过，不必再算一遍 SHA-256。
+    # ③ 刚写好或刚核对过，不必再算一遍 SHA-256
     train = TokenShard.open(directory, "train", verify=False)
-    return train, TokenShard.open(directory, "val", verify=False)
+    val = TokenShard.open(directory, "val", verify=False)
+    # 用完请 close()，或放进 with；进程结束时也会自然关闭
+    return train, val
 
 
 def _is_usable(directory: Path, key: str, verify: bool) -> bool:
+    """目录里的分片是不是用同样的配方做的，而且完好。
+
+    钥匙写在 manifest 里，所以「查钥匙」只读一个小文件；相同才值得去核对大文件的 SHA-256。
+    """
     try:
         manifest = read_manifest(directory, kind=KIND)
     except ValueError:
-        # 没有，或是别的东西；write_shards 会分辨，该拒绝的由它拒绝。
+        # 没有，或者是空目录；别的东西已被 check_target 拒绝
         return False
+    # 配方变了是常事，不必警告
     if manifest.get("key") != key:
         return False
     if verify:
         try:
             verify_manifest(directory, kind=KIND)
+        # 文件坏了却不是常事（磁盘？别的程序改过？），所以要说一声，再重做
         except ValueError as error:
             warnings.warn(f"{error}; the shards are written again", stacklevel=3)
             return False
+    # 泄题不因为是旧分片就不算；每次都提醒
     warn_if_shared(manifest, directory)
     return True
 
 
 def _cache_key(*facts: object) -> str:
+    """把任意多的事实变成一把定长的钥匙；JSON 使写法唯一，散列使长度固定。
+
+    >>> _cache_key("语料", 0.1) == _cache_key("语料", 0.1)
+    True
+    >>> _cache_key("语料", 0.1) == _cache_key("语料", 0.2)
+    False
+    """
     return sha256(json.dumps([FORMAT, *facts]).encode()).hexdigest()
 
 
 def _identity(tokenizer: Tokenizer | str, vocab_size: int) -> list[object]:
+    """分词器的身份。只给种类时它由语料决定，而语料的指纹已在钥匙里。
+
+    >>> _identity("bpe", 2048)
+    ['bpe', 2048]
+    >>> _identity("characters", 2048)      # 一字一号，词表大小由语料决定，给了也不看
+    ['characters', None]
+    """
+    # 现成的分词器：内容相同就是同一个，与文件名、存放处无关
     if isinstance(tokenizer, Tokenizer):
         return [tokenizer.fingerprint]
     return [tokenizer, vocab_size if tokenizer == "bpe" else None]
@@ -129,26 +179,34 @@ def _identity(tokenizer: Tokenizer | str, vocab_size: int) -> list[object]:
 def _train_tokenizer(
     kind: str, specs: list[str | Path], vocab_size: int, errors: str, text_key: str
 ) -> Tokenizer:
+    """用全部语料（训练与验证）训练分词器；逐篇读取，不把语料整个放进内存。"""
+    # 生成器表达式：分词器要一篇，才读一篇
     texts = (
         document.text
         for spec in specs
         for document in load_corpus(spec, errors=errors, text_key=text_key)
     )
+    # 两种都确定：同样的语料，得到同样的词表
     if kind == "characters":
         return Tokenizer.characters(texts)
     return Tokenizer.train_bpe(texts, vocab_size)
 
 
 def demo() -> None:
-    """同一份语料准备三次：第一次、没变、变了。"""
+    """同一份语料准备四次：第一次、没变、换分词器、添文件。
+
+    「重做了没有」不靠计时来猜，而看 manifest.json 的修改时间，所以每次演示的输出都相同。
+    """
     with tempfile.TemporaryDirectory() as name:
         source, folder = Path(name, "corpus"), Path(name, "data")
         manifest = folder / "manifest.json"
         source.mkdir()
+        # 把手册的每个条目存成一个文件，当作「用户自己的文件夹」
         for document in load_corpus("python-docs"):
             file = source / f"{document.source.split(':')[1]}.txt"
             file.write_text(document.text, encoding="utf-8", newline="\n")
 
+        # 准备一次，说出是重做还是直接用，返回训练分片内容的 SHA-256
         def prepare(what: str, kind: str) -> str:
             before = manifest.stat().st_mtime_ns if manifest.exists() else 0
             train, val = prepare_data(source, kind, folder, vocab_size=512)
@@ -168,7 +226,9 @@ def demo() -> None:
         other = prepare("换成按字符", "characters")
         (source / "new.txt").write_text("A new page.\n" * 400, encoding="utf-8", newline="\n")
         more = prepare("多一个文件", "characters")
+        # 三次重做，三份不同的内容
         assert len({first, other, more}) == 3
+        # 写分片要替换整个目录；把目录写成自己的文稿文件夹，是很容易犯的错
         print("③ 目录里若是别人的文件，绝不覆盖")
         try:
             prepare_data("python-docs", "characters", source)
