@@ -70,7 +70,8 @@ def scaled_dot_product_attention(
 
     公式：O = A·V，A = softmax(QKᵀ·scale + M)，scale 默认 1/√d
     形状：Q (…, T, d)、K (…, S, d)、V (…, S, e) → O (…, T, e)、A (…, T, S)；mask 可广播到 A
-    类型：打分与 softmax 至少 float32：bf16 只有三位有效数字，相近的分数会并成一个；
+    类型：打分与 softmax 至少 float32：bf16 只有三位有效数字，相近的分数会并成一个
+          （自动混合精度下，打分的乘法由它换成 bf16，softmax 仍是 float32）；
           O 与 V 同 dtype，A 留在 float32 供人看
     约定：一个键也看不见的行，输出与权重都是 0，梯度也是 0
     错误：mask 不是 bool 时抛 ValueError
@@ -83,9 +84,9 @@ def scaled_dot_product_attention(
     scores = query.to(wide) @ key.to(wide).transpose(-2, -1) * scale  # (…, T, S)
     # ② 不可看的填上最小的有限数，而不是 −∞：整行都不可看时，−∞ − (−∞) 会变成 NaN
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(wide).min)
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     # ③ 归一化：每行非负、和为 1；softmax 内部先减去每行最大的分数，exp 不会溢出
-    weights = torch.softmax(scores, dim=-1)  # (…, T, S)
+    weights = torch.softmax(scores, dim=-1, dtype=wide)  # (…, T, S)
     # ④ 一个键也看不见的行，到这里是均匀的权重；它什么也没看见，所以归零（别的行本来就是 0）
     if mask is not None:
         weights = weights.masked_fill(~mask, 0.0)

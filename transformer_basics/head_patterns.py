@@ -134,6 +134,7 @@ def demo() -> None:
         for h, shares in enumerate(looks[title]):
             print(f"   头 {h}：" + "  ".join(f"{share:.3f}" for share in shares))
 
+    # 哪个头管哪个距离由初始值的偶然决定，所以比集合，不比次序。
     # 分工：两个头各认领一个距离，谁也没有被冷落
     trained = looks["训练之后"]
     favourites = {shares.index(max(shares)) for shares in trained}

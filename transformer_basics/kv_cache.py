@@ -74,7 +74,10 @@ class KVCache(ABC):
         """
 
     def reset(self) -> None:
-        """忘掉一切，从空缓存重新开始；不清就换一句话，新句子会看见旧句子。"""
+        """忘掉一切，从空缓存重新开始。
+
+        不清就换一句话，新句子会接在旧句子后面，看得见它，位置也从它的末尾数起
+        """
         self.truncate(0)
 
     def check_truncation(self, length: int) -> None:
@@ -125,6 +128,7 @@ class StaticCache(KVCache):
 
     公式：K[:, :, S−T:S] ← k，V[:, :, S−T:S] ← v
     形状：缓冲区 (B, G, C, d)，C 是容量；返回 [:, :, :S] 的视图
+    代价：一开始就占满 2·B·G·C·d 个数，以后每步只写 T 个位置，与已有多长无关
     类型：dtype 与 device 在构造时定下
     错误：S > C、行数不是 B、带着梯度来，都抛 ValueError，缓存保持原样
     """
@@ -198,6 +202,8 @@ class StaticCache(KVCache):
 class ModelCache:
     """整个模型的缓存：每层一个 KVCache，一起重排、一起截断。
 
+    它自己不存数，只保证各层步调一致：少截一层，那一层就看得见已被退掉的词元。
+    各层可以是不同的缓存，例如一层看全文、一层只看窗口。
     约定：一次前向里每层各 append 一次；length 是第 0 层的长度，要在前向开始之前读，
           因为第 0 层算完它就前进了，而后面的层还没有
     """
@@ -214,6 +220,7 @@ class ModelCache:
         return self.layers[0].length
 
     def __len__(self) -> int:
+        # 层数，不是词元数；词元数是 length
         return len(self.layers)
 
     def __getitem__(self, index: int) -> KVCache:
@@ -275,6 +282,7 @@ def demo() -> None:
 
     # 两句话各三个词元；为了看得清，键就写成「句号.词号」
     cache = StaticCache(2, 1, 4, 1)
+    # 容量 4、两行、一个键值头、一维：小到可以逐个数看
     numbered = torch.tensor([[0.1, 0.2, 0.3], [1.1, 1.2, 1.3]]).view(2, 1, 3, 1)
     cache.append(numbered, numbered)
     # 退回一个词元，再让第 1 句的前文顶替第 0 句：束搜索与投机解码各用到其中一样
@@ -287,7 +295,8 @@ def demo() -> None:
         print("   " + "  ".join(f"{value:.1f}" for value in row))
     assert torch.equal(keys[0, 0, :2], keys[1, 0, :2])
 
-    # 满了就说清楚两个长度，而不是悄悄丢掉最早的词元
+    # 满了就说清楚两个长度，而不是悄悄丢掉最早的词元；
+    # 被拒绝的这一次什么也没写，缓存还能接着用
     try:
         cache.append(numbered, numbered)
     except ValueError as error:

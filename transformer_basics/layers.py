@@ -125,10 +125,13 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D)。"""
-        # 自动混合精度下 x 可能是 bf16 而 γ 是 float32，融合的核不收，写出来的收
-        if self.implementation == "fast" and x.dtype == self.weight.dtype:
+        if self.implementation != "fast":
+            return rms_norm(x, self.weight, self.eps)
+        if x.dtype == self.weight.dtype:
             return F.rms_norm(x, self.shape, self.weight, self.eps)
-        return rms_norm(x, self.weight, self.eps)
+        # 自动混合精度下 x 可能是 bf16 而 γ 是 float32；融合的核要两者同类型，取宽的那个
+        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        return F.rms_norm(x.to(wide), self.shape, self.weight.to(wide), self.eps).to(x.dtype)
 
 
 # GPTConfig 的 norm 字段按名字在这里找；模型里没有一处写着「如果是 rmsnorm」

@@ -73,7 +73,10 @@ class RopeScaling:
     attention_factor: float | None = None
 
     def __post_init__(self) -> None:
-        """这些数常常抄自别人的 config.json，抄错了模型照样能跑，只是变笨，所以逐个查。"""
+        """构造时逐个检查。
+
+        这些数常常抄自别人的 config.json；抄错了模型照样能跑，只是变笨，所以不能放过
+        """
         check_choice("rope_scaling kind", self.kind, SCALINGS)
         check_float("rope_scaling factor", self.factor, 1.0)
         if self.original_max_seq_len is not None:
@@ -236,7 +239,8 @@ def demo() -> None:
         assert abs(float(slowed[kind][-1]) - factor) < 1e-9
         assert bool((slowed[kind].diff() >= -1e-9).all())
 
-    # 拼错的名字、漏掉的长度，当场就说，不等到生成一堆胡话才发现
+    # 拼错的名字、漏掉的长度，当场就说：
+    # 猜一个最像的名字给你看，但绝不替你猜着用
     for wrong in ({"kind": "yarm", "factor": 4.0}, {"kind": "yarn", "factor": 4.0}):
         try:
             RopeScaling.from_dict(wrong)

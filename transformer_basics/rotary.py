@@ -157,7 +157,10 @@ class RotaryEmbedding(nn.Module):
 
 
 def largest_position(positions: Tensor) -> int:
-    """表要加长到哪里；位置为负说明填充没有处理好，加长也没用。"""
+    """表要加长到哪里。
+
+    位置为负，多半是左填充的句子用 cumsum − 1 数位置、却忘了截到 0；加长表也没用，所以报错
+    """
     if int(positions.min()) < 0:
         raise ValueError(
             f"positions must be >= 0, got {int(positions.min())}; clamp those of the padding to 0"
