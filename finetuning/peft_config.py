@@ -18,6 +18,9 @@ PEFT 是 Hugging Face 的微调库，网上的 LoRA 适配器大多是它的格�
 底座（例如 PiSSA 初始化把主成分从 W 里挪走）。读的时候悄悄忽略一个，得到的是另一个模型，
 而且不报错，只是答得差。所以宁可拒绝：凡是我们不认识、又不是「空」的选项，一律指名道姓。
 
+也因此，本文件写出的配置很短：只有上表这些键，加上几个写明「没有」的。PEFT 读的时候，
+没写的键用它自己的默认值，含义不变（tests/parity 里两个方向都验证过）。
+
 论文：Hu et al. 2021, LoRA；Meng et al. 2024, PiSSA（会改写底座的初始化，一例）
 改哪里：支持 PEFT 的另一个选项：先在 lora_config.py 加字段，再加进 `FIELDS`，读和写就都有了；
         确认某个键无害，加进 `HARMLESS_KEYS`。
@@ -64,15 +67,19 @@ def config_to_peft(
 ) -> dict[str, Any]:
     """LoRAConfig → adapter_config.json 的内容。
 
+    返回的是能直接写成 JSON 的字典，键是 PEFT 的。
     layers：层的全名，写进 target_modules。不写后缀：PEFT 的后缀还会匹配线性层以外的模块，
             "0" 既是 Sequential 里的第 0 层，也是第 0 个 Transformer 块；全名没有歧义。
     base_name：底座叫什么，写进 base_model_name_or_path，供人和 PEFT 查阅
     """
+    # 我们的字段照表抄；target 与两个 pattern 换成 JSON 能写的样子
     values = {key: getattr(config, field) for key, field in FIELDS.items()}
     return {
         "peft_type": "LORA",
+        # 没有任务类型：PEFT 就用最普通的包装，不对模型的方法作任何假定
         "task_type": None,
         "base_model_name_or_path": base_name,
+        # PEFT 的惯例：存盘的适配器默认冻结，读进来想接着训练，再放开
         "inference_mode": True,
         **values,
         "target_modules": list(layers),
@@ -88,22 +95,29 @@ def config_to_peft(
 def config_from_peft(values: Any, path: Path) -> tuple[LoRAConfig, bool]:
     """adapter_config.json 的内容 → (LoRAConfig, 权重文件里的层是否可以比 target 少)。
 
-    path 只用于报错。
+    path 只用于报错。第二个返回值为真，是因为配置里有「只在某几层里挑」之类的选项：
+    这时以权重文件里有的层为准，不能要求 target 挑中的每一层都在。
     错误：不是 LoRA、缺键、值不对、有我们没有的选项 → ValueError，写明文件与键
     """
+    # 先看是不是 LoRA：别的方法（IA³、前缀微调……）也用这个文件名，键却是另一套
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
     if values.get("peft_type") != "LORA":
+        # 大小写也要对：PEFT 写的就是大写
         raise ValueError(f"{path}: peft_type must be 'LORA', got {values.get('peft_type')!r}")
     refuse_unsupported(values, path)
     # ① 挑出我们的字段；null 表示用默认值
+    # PEFT 存盘时把每个字段都写出来，没设的写 null
     given = {key: value for key, value in values.items() if key in FIELDS and value is not None}
     missing = [key for key in REQUIRED if key not in given]
+    # 三样缺了哪几样，一次说全
     if missing:
         raise ValueError(f"{path}: {', '.join(missing)} missing")
+    # 到这里，键齐了，也都认识
     # ② 字符串是正则，列表才是后缀：加上记号，免得把正则当成后缀
     if isinstance(given["target_modules"], str):
         given["target_modules"] = [REGEX_MARK + given["target_modules"]]
+    # 例：layers_to_transform = [0, 1] 说只改前两层
     narrowed = any(values.get(key) not in (None, []) for key in NARROWING_KEYS)
     # ③ 值的范围由 LoRAConfig 自己查，这里补上是哪个文件
     try:
@@ -115,12 +129,16 @@ def config_from_peft(values: Any, path: Path) -> tuple[LoRAConfig, bool]:
 def refuse_unsupported(values: dict[str, Any], path: Path) -> None:
     """拒绝会改变结果而我们没有的选项。
 
+    例：lora_bias = true 会给 B 加一个偏置，忽略它，每一层的输出都偏一点；
+        modules_to_save = ["lm_head"] 表示输出层整个另存了一份，忽略它，等于没训练输出层。
     取「空」值（null、false、空表、"none"）的选项等于没有，放行：PEFT 存盘时会把每个选项都写出来。
     """
+    # 认识的键有三类：我们也有的、无害的、只收窄的；初始化另看它的值
     known = {*FIELDS, *HARMLESS_KEYS, *NARROWING_KEYS, "init_lora_weights"}
     for key, value in values.items():
         if key not in known and value not in (None, False, {}, [], "none"):
             raise ValueError(f"{path}: the option {key} = {value!r} is not supported")
+    # 键不在，就是 PEFT 的默认：A 随机、B 为零，不动底座
     start = values.get("init_lora_weights", True)
     if start not in SAFE_INITIALIZATIONS:
         raise ValueError(
@@ -130,18 +148,22 @@ def refuse_unsupported(values: dict[str, Any], path: Path) -> None:
 
 
 def demo() -> None:
-    """一份配置写成 PEFT 的键、再读回来；三份读不得的配置各得到什么话。"""
+    """一份配置写成 PEFT 的键、再读回来；几份读不得的配置各得到什么话。"""
+    # 每一类字段都用上一个：写出去再读回来，应当一样
     config = LoRAConfig(
         r=4, alpha=8.0, target=("q_proj",), use_rslora=True, alpha_pattern={"v": 2.0}
     )
     values = config_to_peft(config, ["blocks.0.attention.q_proj"])
+    # 左边是 PEFT 的键，右边是我们写的值
     print("一、写：LoRAConfig → adapter_config.json")
     for key in FIELDS:
         print(f"  {key:16} {values[key]}")
     again, narrowed = config_from_peft(values, Path("adapter_config.json"))
+    # 写出去的是全名，读回来的 target 也就是全名
     assert (again.r, again.alpha, again.use_rslora, narrowed) == (4, 8.0, True, False)
     assert again.alpha_pattern == {"v": 2.0}
 
+    # 依次是：别的方法、会改前向的选项、会改底座的初始化、不合理的值
     print("二、读：听不懂的一律拒绝")
     for change in (
         {"peft_type": "IA3"},
@@ -149,6 +171,7 @@ def demo() -> None:
         {"init_lora_weights": "pissa"},
         {"lora_alpha": -1},
     ):
+        # 好的配置只改一个键，才知道拒绝的是它
         try:
             config_from_peft({**values, **change}, Path("adapter_config.json"))
             raise AssertionError(f"{change} must be refused")
