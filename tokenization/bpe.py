@@ -210,7 +210,8 @@ class BytePairEncoding:
         [('l', 'o'), ('lo', 'w'), ('Ġ', 'low')]
         """
         check_vocab_size(vocab_size, len(special_tokens))
-        # ① 相同的小片只存一份，带上次数：语料再大，不同的小片也不多
+        # ① 相同的小片只存一份，带上次数：语料再大，不同的小片也不多。
+        #    中文一个分句一片，重复得少，所以训练比同样大小的英文慢
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(split_text(text))
@@ -237,7 +238,8 @@ class BytePairEncoding:
 
     def encode(self, text: str) -> list[int]:
         """文本 → 编号；特殊词元的名字在这里只是普通文字，所以用户冒充不了它。"""
-        known: dict[str, list[int]] = {}  # 小片大量重复，每种只算一次
+        # 小片大量重复，每种只算一次；课文里不设上限，库里的缓存有上限
+        known: dict[str, list[int]] = {}
         ids: list[int] = []
         for piece in split_text(text):
             if piece not in known:

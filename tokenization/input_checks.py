@@ -74,7 +74,7 @@ def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
     """特殊词元的名字：不重复，且至少两个字符。
 
     单个字符会与普通文字撞名：字符级词表里它就是那个字符，字节级里它是某个字节的符号。
-    更长的名字是否会被合并拼出来，要看合并表，由 `tokenizer_file.py` 检查
+    更长的名字是否会被合并拼出来，要看合并表，由 `file_checks.py` 检查
     """
     if isinstance(special_tokens, str):
         raise ValueError(f"special_tokens must be a list of names, got one str {special_tokens!r}")

@@ -111,11 +111,11 @@ def open_library(json_text: str, where: str, *, special_as_text: bool) -> Any:
 def _keep_forks_serial() -> None:
     """用过多线程的进程再 fork，子进程里那些线程已不存在，等它们就会永远卡住。
 
-    所以在 fork 的一瞬间声明「子进程里单线程」；父进程照旧，用户自己设过此变量则不动。
-    旧版的库遇到没有声明的 fork，会往屏幕上打印一段警告
+    所以声明「子进程里单线程」，父进程照旧。这句话要赶在 fork 之前说：旧版的库在 fork 的
+    一瞬间查看它，没有就往屏幕上打印一段警告
     """
     name = "TOKENIZERS_PARALLELISM"
-    ours: list[str] = []
+    ours: list[str] = []  # 非空：此变量是我们设的，父进程要恢复原样
 
     def before() -> None:
         if name not in os.environ:
@@ -126,8 +126,14 @@ def _keep_forks_serial() -> None:
         while ours:
             os.environ.pop(ours.pop(), None)
 
-    # 子进程保留声明，只忘掉「这是我们设的」，免得它再 fork 时误删
-    os.register_at_fork(before=before, after_in_parent=after_in_parent, after_in_child=ours.clear)
+    def after_in_child() -> None:
+        # 用户即使设成了 true，在子进程里也只会卡住
+        os.environ[name] = "false"
+        ours.clear()
+
+    os.register_at_fork(
+        before=before, after_in_parent=after_in_parent, after_in_child=after_in_child
+    )
 
 
 if hasattr(os, "register_at_fork"):  # Windows 没有 fork，也就没有这个问题

@@ -23,7 +23,7 @@ r"""文本怎样变成编号，又怎样原样变回来？模型只认编号，�
 文件名 tokenizer.json，格式与 Hugging Face 的 `tokenizers` 相同，它的程序读来编号一致。
 
 文献：Sennrich 等 2016（BPE）；Radford 等 2019（字节级 BPE）。
-改哪里：切片规则 → `text_pieces.py`；文件检查 → `tokenizer_file.py`；
+改哪里：切片规则 → `text_pieces.py`；文件检查 → `file_checks.py`；
         认哪些名字作「文章结束」→ END_TOKENS。
 """
 
@@ -38,16 +38,11 @@ from typing import Any
 
 from foundation.demonstration import run_demo
 from foundation.files import read_text, write_text
+from tokenization.file_checks import check_same_ids, parse_specification
 from tokenization.input_checks import END_OF_TEXT, check_text, checked_texts
 from tokenization.library_backend import build_characters, open_library, train_byte_level_bpe
 from tokenization.stream_decoder import StreamDecoder
-from tokenization.tokenizer_file import (
-    fingerprint_of,
-    kind_of,
-    parse_specification,
-    special_ids,
-    token_table,
-)
+from tokenization.tokenizer_file import fingerprint_of, kind_of, special_ids, token_table
 
 __all__ = ["END_OF_TEXT", "FILE_NAME", "StreamDecoder", "Tokenizer"]
 
@@ -79,6 +74,8 @@ class Tokenizer:
         self.vocab_size = max(self._bytes) + 1
         self._json_text = json_text
         self._plain = open_library(json_text, where, special_as_text=True)
+        # 库给后加入的词元重新排号，不理会文件里跳过的编号；两边不一致，解码就会张冠李戴
+        check_same_ids(specification, self._plain.get_vocab(with_added_tokens=True), where)
 
     @cached_property
     def _with_special(self) -> Any:
