@@ -171,8 +171,8 @@ class StaticCache(KVCache):
         # 不拦的话，1 行会被悄悄广播成 B 行
         if key.shape[0] != self.batch_size:
             raise ValueError(
-                f"the cache was made for {self.batch_size} rows, got {key.shape[0]}; reset it"
-                " between batches of different size, or make a new one"
+                f"the cache was made for {self.batch_size} rows, got {key.shape[0]};"
+                " make a new one for a batch of another size"
             )
         # 就地写入会把每一步的计算图都挂在缓冲区上，内存越用越多
         raise ValueError(
