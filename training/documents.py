@@ -273,9 +273,9 @@ def _text_of_line(line: str, where: str, errors: str, text_key: str) -> str:
     Traceback (most recent call last):
     ValueError: line 3 of a.jsonl: 'text' must be a string, got null
     """
-    # ① 语法
+    # ① 语法；先去掉行尾，出错时的列号才指着这一行
     try:
-        record: Any = json.loads(line)
+        record: Any = json.loads(line.rstrip("\r\n"))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{where} is not valid JSON: {error.msg} at column {error.colno}"
