@@ -27,7 +27,7 @@ $$\theta \leftarrow (1-\eta\lambda)\,\theta \;-\; \eta\,
     融合（fused）      一个参数一趟：读 θ、g、m、v，算完写回。CPU 上也有，快几倍
 
 论文：Adam — Kingma & Ba, arXiv:1412.6980；AdamW — Loshchilov & Hutter, arXiv:1711.05101；
-      为什么小 β₂ 更稳 — Chen et al., *iGPT* / Wortsman et al., arXiv:2304.13013。
+      损失突然跳高与 β₂ — Wortsman et al., arXiv:2304.13013。
 
 改哪里：换优化器（Muon、Lion、SGD）→ 写一个 (组, 设置) → Optimizer 的函数，登记到 OPTIMIZERS；
         哪些参数衰减 → decay_groups；某一组的学习率是别组的几倍 → 组里的 lr_scale。
@@ -109,7 +109,7 @@ def make_adamw(groups: list[Group], settings: OptimizerSettings) -> Optimizer:
     )
 
 
-# 名字 → 怎样建；第六个 issue 的 Muon 也从这里进来
+# 名字 → 怎样建；别的优化器（例如 Muon）也从这里进来
 OPTIMIZERS: dict[str, Callable[[list[Group], OptimizerSettings], Optimizer]] = {
     "adamw": make_adamw,
 }
@@ -231,7 +231,7 @@ def _show_speed() -> None:
     import time
 
     start = [torch.randn(256, 256) for _ in range(16)]
-    kinds: dict[str, dict[str, bool]] = {
+    kinds: dict[str, dict[str, Any]] = {
         "逐个 for-loop": {"foreach": False},
         "成组 foreach": {"foreach": True},
         "融合 fused": {"fused": True},
