@@ -168,7 +168,7 @@ class TokenShard:
         """全部词元：(n_tokens,)，只读；切片时才真正读盘。"""
         # 关闭之后再用，给一句话；否则读到的是已经收回的内存
         if self._tokens is None:
-            raise ValueError(f"{self.path} is closed")
+            raise ValueError(f"{self.path} is closed; open it again to read on")
         return self._tokens
 
     @property
@@ -182,7 +182,7 @@ class TokenShard:
     def check_intact(self) -> None:
         """文件变短则抛 ValueError；读映射之外的一页，操作系统会用 SIGBUS 直接杀死进程。"""
         # 问的是打开着的那个文件，不是那个名字：别人换上同名的新文件，与我们无关
-        size = self._map.size()
+        size = self._map.size() if self._tokens is not None else self._size
         # 变长无妨：我们只映射了原来的那一段
         if size < self._size:
             raise ValueError(
