@@ -1,37 +1,40 @@
-r"""训练到一半停电，怎样从断掉的地方一个比特不差地接着训？
+r"""训练到一半停电，怎样从断掉的地方一个比特也不差地接着训？
 
 要接得上，光有权重不够。下一步会用到的一切都得存：
 
-    权重               model.safetensors        也是一个完整的模型目录，可直接拿来生成
-    优化器的 m 与 v     optimizer.safetensors    丢了它们，Adam 要重新估几十步，损失会跳一下
-    走到第几步          trainer.json             学习率与数据次序都只取决于步数，不必另存
-    最好的验证损失      trainer.json             否则续训后第一次验证总被当成「最好」
-    随机数发生器        random.safetensors       dropout 接着原来的序列抽
+    权重               model.safetensors       与 config.json 等一起，是一个完整的模型目录，
+                                               可以直接拿来生成
+    优化器的 m 与 v    optimizer.safetensors   丢了它们，Adam 要重新估几十步，损失会跳一下
+    随机数             random.safetensors      丢了它，dropout 抽到的位置就变了
+    走到第几步、最好的验证损失、连着跳过了几步、配置
+                       trainer.json            学习率与数据的次序只取决于步数，不必另存
 
-一次训练的目录（run directory）：
+一条等式说明什么叫「接得上」；右边是存了 100 步、关机、读回、再走 100 步：
 
-    runs/my-run/
-    ├── step-000200/    每一步的存档自成一体：清单最后写成，没有有效清单的不算存档
-    ├── step-000400/
-    ├── metrics.jsonl   loss.png
-    └── .lock           有人正在这里训练
+$$\text{train}_{200}(\theta_0) \;=\; \text{train}_{100}\big(\text{load}(\text{save}(
+  \text{train}_{100}(\theta_0)))\big) \qquad\text{逐比特相等}$$
 
-没有「latest」这样的指针文件：两份说法总有一天会不一致。哪份最新，看目录名就知道；
-哪份是好的，核对清单就知道。最新的一份若坏了，退回前一份，并说出来。
+存的次序（每一步都可能断电，所以哪一步断都不能留下一个「看起来像存档」的半成品）：
 
-存的次序：写在旁边 → 刷到磁盘 → 清单 → 改名。新的一份就位之后，才删旧的。
+    写在旁边 step-000200.tmp-3f2a/ → 逐个刷到磁盘 → 最后写清单 → 改名 → 核对 → 才删旧的
 
-改哪里：多存一样东西 → write_state 与 read_state 成对地改；留几份 → prune。
+只有一部分参数要训练时（LoRA），只存那一部分，叫 trainable.safetensors：底座没有变，
+用不着每次存一遍；续训时先照原样载入底座，再放回这一部分。
+
+没有 pickle：张量是 safetensors，其余是 JSON，读它们不会执行任何代码。优化器的状态按参数的
+**名字**存，而不按序号：模型里多一层少一层，序号就全错位了，名字不会。
+
+论文：可重现地续训 — Biderman et al., *Pythia*, arXiv:2304.01373；先写旁边再改名 — Pillai et al.,
+      *All File Systems Are Not Created Equal*, OSDI 2014。
+
+改哪里：多存一样东西 → _write_files 与 load_checkpoint 成对地改，或在钩子里写 write_files；
+        列表、最新、最好、删旧 → checkpoint_list.py；随机数 → random_state.py。
 """
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +42,26 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from foundation.demonstration import run_demo
-from foundation.files import atomic_directory, read_json, verify_manifest, write_json
+from foundation.files import atomic_directory, write_json
 from gpt_model.model import GPT
 from gpt_model.model_directory import WEIGHTS_FILE, read_weights, state_to_save, write_model_files
 from tokenization.tokenizer import Tokenizer
+from training.checkpoint_list import (
+    CHECKPOINT_KIND,
+    TRAINER_FILE,
+    Checkpoint,
+    best_checkpoint,
+    latest_checkpoint,
+    list_checkpoints,
+    remove_old_checkpoints,
+    step_directory,
+    verify_checkpoint,
+)
+from training.optimizer import build_optimizer
+from training.random_state import random_state, set_random_state
 
 __all__ = [
     "Checkpoint",
@@ -52,283 +69,264 @@ __all__ = [
     "latest_checkpoint",
     "list_checkpoints",
     "load_checkpoint",
+    "load_weights",
     "save_checkpoint",
 ]
 
-CHECKPOINT_KIND = "checkpoint"
-STEP_NAME = re.compile(r"step-(\d{6,})")
+TRAINABLE_FILE = "trainable.safetensors"  # 冻结了一部分时，只存要训练的
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "random.safetensors"
-TRAINER_FILE = "trainer.json"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """磁盘上的一份存档：第几步，在哪里，当时的验证损失（没验证过是 None）。"""
-
-    step: int
-    directory: Path
-    val_loss: float | None
 
 
 # ── 存 ──────────────────────────────────────────────────────────────────────────────
 
 
 def save_checkpoint(
-    run_dir: Path,
+    run_dir: Path | str,
     step: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     progress: Mapping[str, Any],
     *,
     tokenizer: Tokenizer | None = None,
     val_loss: float | None = None,
     keep_last: int = 2,
+    write_more: Callable[[Path], None] | None = None,
 ) -> Path:
-    """把第 step 步之后的一切存成 run_dir/step-000200/，然后清掉多余的旧存档。
+    """把第 step 步之后的一切存成 run_dir/step-000200/，核对，再清掉多余的旧存档。
 
-    progress 是 JSON 能写的小东西（步数、配置、最好的损失），由训练循环决定
-    错误：权重或优化器含 NaN → ValueError；磁盘满等 → OSError，说出最后一份好存档在哪里
+    参数：progress 是 JSON 写得下的小东西，由训练循环决定；write_more 往同一个目录里再写些文件
+    错误：权重或优化器含 NaN → ValueError；磁盘满等 → OSError，说出最后一个好存档在哪里
     """
-    target = run_dir / f"step-{step:06d}"
+    run_dir = Path(run_dir)
+    target, model = step_directory(run_dir, step), plain_model(model)
+    weights, moments = trainable_state(model), optimizer_state(model, optimizer)
+    # ① 坏数不落盘：存下了，以后每次续训都从 NaN 开始
+    _refuse_non_finite({**weights, **moments}, target)
     facts = {"step": step, "val_loss": val_loss}
     try:
+        # ② 先写在旁边；任何一处出错，旁边的被删掉，已有的存档都还在
         with atomic_directory(target, kind=CHECKPOINT_KIND, extra=facts) as temporary:
-            write_state(temporary, model, optimizer, progress, tokenizer)
+            _write_weights(temporary, model, weights, tokenizer)
+            save_file(moments, temporary / OPTIMIZER_FILE)
+            save_file(random_state(), temporary / RANDOM_FILE)
+            write_json(temporary / TRAINER_FILE, {**progress, **facts})
+            if write_more is not None:
+                write_more(temporary)
+        # ③ 从磁盘读回来核对过，才敢删旧的
+        verify_checkpoint(target)
+        remove_old_checkpoints(run_dir, keep_last)
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch 与 safetensors 在磁盘满时抛的不是 OSError；统一成一句说得清的话
-        good = list_checkpoints(run_dir)
-        kept = f"the last good checkpoint is {good[-1].directory}" if good else "none was saved yet"
-        raise OSError(f"could not save {target}: {error}; {kept}") from error
-    prune(run_dir, keep_last)
+        others = [found for found in list_checkpoints(run_dir) if found.directory != target]
+        kept = f"the last good one is {others[-1].directory}" if others else "there is no other one"
+        raise OSError(
+            f"could not save the checkpoint {target}: {error}; {kept}. "
+            "Free some space or choose another directory, then resume"
+        ) from error
     return target
 
 
-def write_state(
-    directory: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Mapping[str, Any],
-    tokenizer: Tokenizer | None,
+def plain_model(model: nn.Module) -> nn.Module:
+    """脱掉 torch.compile 与多卡的外壳：存下的名字不该带着它们的前缀。"""
+    for shell in ("_orig_mod", "module"):
+        inner = getattr(model, shell, None)
+        if isinstance(inner, nn.Module):
+            model = inner
+    return model
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """要存的张量：全部状态，去掉冻结的参数；共用同一块内存的只留第一个名字。
+
+    buffer（例如 BatchNorm 的均值）不求梯度，但训练会改它，所以也要存
+    """
+    frozen = {
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if not parameter.requires_grad
+    }
+    return {name: value for name, value in state_to_save(model).items() if name not in frozen}
+
+
+def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """优化器的状态：「参数名/状态名」→ 张量，例如 blocks.0.….weight/exp_avg。
+
+    形状：m、v 与参数同形；step 是标量。各组的设置不存：它们由配置决定，续训时另行比对
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    tensors = {}
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            # 只认张量；将来的优化器若存了别的，宁可当场发现，也不要悄悄丢掉
+            if not isinstance(value, Tensor):
+                raise ValueError(f"the optimizer's state {key!r} is not a tensor: {value!r}")
+            tensors[f"{names[id(parameter)]}/{key}"] = value.detach().contiguous()
+    return tensors
+
+
+def _refuse_non_finite(tensors: Mapping[str, Tensor], target: Path) -> None:
+    """有一个 NaN 或无穷大就整个不存，并说出是哪一个。"""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{name} holds NaN or infinite values; {target.name} is not saved, "
+                "the checkpoints before it are kept. Lower the learning rate and resume"
+            )
+
+
+def _write_weights(
+    directory: Path, model: nn.Module, weights: dict[str, Tensor], tokenizer: Tokenizer | None
 ) -> None:
-    """写出一份存档的全部文件；清单由 atomic_directory 最后写。"""
-    # ① 权重：GPT 写成模型目录；别的模块（例如课上的小网络）只写张量
-    if isinstance(model, GPT):
+    """权重的三种写法：整个 GPT、整个别的模块、只有要训练的一部分。"""
+    if any(not parameter.requires_grad for parameter in model.parameters()):
+        save_file(weights, directory / TRAINABLE_FILE)
+    elif isinstance(model, GPT):
+        # 模型目录的文件；清单由 atomic_directory 最后写，把这里所有的文件一并记下
         write_model_files(model, directory, tokenizer)
     else:
-        save_file(state_to_save(model), directory / WEIGHTS_FILE)
-    # ② 优化器：张量归张量，其余的数归 JSON
-    tensors, numbers = split_optimizer_state(optimizer)
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"the optimizer state {name} holds NaN or infinite values")
-    save_file(tensors, directory / OPTIMIZER_FILE)
-    # ③ 随机数发生器的状态本身就是一串字节
-    save_file(random_states(), directory / RANDOM_FILE)
-    write_json(directory / TRAINER_FILE, {**progress, "optimizer": numbers})
-
-
-def split_optimizer_state(
-    optimizer: torch.optim.Optimizer,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """把 state_dict 拆成 (张量, 其余)：「第几个参数.名字」→ 张量；其余是各组的设置。
-
-    例：{"0.exp_avg": …, "0.exp_avg_sq": …, "0.step": …, "1.exp_avg": …}
-    """
-    state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": value.detach().contiguous()
-        for index, entry in state["state"].items()
-        for name, value in entry.items()
-        if isinstance(value, Tensor)
-    }
-    # 学习率由日程每步重设，但各组的 weight_decay、betas 要对得上
-    groups = json.loads(json.dumps(state["param_groups"]))
-    return tensors, {"param_groups": groups}
-
-
-def random_states() -> dict[str, Tensor]:
-    """CPU 与每块 CUDA 设备的随机数状态；CUDA 没用过就没有。"""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        for index in range(torch.cuda.device_count()):
-            states[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
-    return states
-
-
-def prune(run_dir: Path, keep_last: int) -> None:
-    """只留最新的几份与验证损失最低的一份；刚存好的总在其中。"""
-    found = list_checkpoints(run_dir)
-    kept = {checkpoint.directory for checkpoint in found[-keep_last:]}
-    best = best_checkpoint(run_dir)
-    if best is not None:
-        kept.add(best.directory)
-    for checkpoint in found:
-        if checkpoint.directory not in kept:
-            shutil.rmtree(checkpoint.directory, ignore_errors=True)
-
-
-# ── 找 ──────────────────────────────────────────────────────────────────────────────
-
-
-def list_checkpoints(run_dir: Path | str) -> list[Checkpoint]:
-    """目录里写完了的存档，按步数从早到晚；没有清单的是写到一半的，不算。"""
-    found = []
-    for directory in Path(run_dir).glob("step-*"):
-        match = STEP_NAME.fullmatch(directory.name)
-        if match is None or not (directory / "manifest.json").is_file():
-            continue
-        try:
-            loss = read_json(directory / "manifest.json").get("val_loss")
-        except (ValueError, AttributeError):  # 清单本身坏了：留给核对时去报告
-            loss = None
-        found.append(Checkpoint(int(match[1]), directory, loss))
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
-
-
-def latest_checkpoint(run_dir: Path | str) -> Checkpoint | None:
-    """最新的一份完好的存档；坏的跳过并警告，一份都没有则 None。
-
-    错误：有存档，但全都坏了 → ValueError，列出每一份坏在哪里
-    """
-    problems = []
-    for checkpoint in reversed(list_checkpoints(run_dir)):
-        try:
-            verify_manifest(checkpoint.directory, kind=CHECKPOINT_KIND)
-        except ValueError as error:
-            problems.append(str(error))
-            warnings.warn(f"{error}; trying the checkpoint before it", stacklevel=2)
-        else:
-            return checkpoint
-    if problems:
-        raise ValueError(f"every checkpoint in {run_dir} is damaged: {'; '.join(problems)}")
-    return None
-
-
-def best_checkpoint(run_dir: Path | str) -> Checkpoint | None:
-    """验证损失最低的一份；都没验证过则 None。一样低时取较晚的。"""
-    measured = [c for c in list_checkpoints(run_dir) if c.val_loss is not None]
-    return min(reversed(measured), key=lambda c: c.val_loss or 0.0) if measured else None
+        save_file(weights, directory / WEIGHTS_FILE)
 
 
 # ── 读 ──────────────────────────────────────────────────────────────────────────────
 
 
-def load_checkpoint(
-    directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """把存档读回到已建好的模型与优化器里，恢复随机数，返回当时的 progress。
+def load_checkpoint(directory: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """把存档放回已经建好的模型与优化器，恢复随机数，返回当时的 progress。
 
-    错误：损坏、名字或形状对不上、优化器的分组不同 → ValueError，写明文件与差别
+    错误：损坏、名字或形状对不上 → ValueError，写明文件与差别；此时模型与优化器都还没有动
     """
-    verify_manifest(directory, kind=CHECKPOINT_KIND)
-    progress: dict[str, Any] = read_json(directory / TRAINER_FILE)
-    load_model_state(model, read_weights(directory / WEIGHTS_FILE), directory)
-    numbers = progress.pop("optimizer")
-    load_optimizer_state(optimizer, read_weights(directory / OPTIMIZER_FILE), numbers, directory)
-    # 随机数放在最后恢复：前面的步骤若用到了随机数，也不会打乱
-    restore_random(read_weights(directory / RANDOM_FILE))
+    progress = verify_checkpoint(directory)
+    # ① 全部读出来、核对好，再动手：读到一半才发现不符，会留下半新半旧的模型
+    model = plain_model(model)
+    weights = _fitting_weights(directory, model)
+    packed = _fitting_optimizer_state(directory / OPTIMIZER_FILE, model, optimizer)
+    # ② 库的 load_state_dict 负责搬到参数所在的设备
+    _write_into(model, weights)
+    optimizer.load_state_dict(packed)
+    # ③ 随机数最后放回：前面若抽过，也不会打乱
+    set_random_state(read_weights(directory / RANDOM_FILE))
     return progress
 
 
-def load_model_state(model: nn.Module, weights: dict[str, Tensor], directory: Path) -> None:
-    """就地写入权重；只存了一个名字的共用矩阵，另一个名字不算缺少。"""
-    expected = state_to_save(model)
-    missing = sorted(set(expected) - set(weights))
-    unexpected = sorted(set(weights) - set(expected))
-    shapes = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+def load_weights(directory: Path, model: nn.Module) -> None:
+    """只放回权重，就地写入；练完之后取回最好的一个时用它。
+
+    错误：缺少、多出、形状不符 → ValueError，一次列全，模型不动
+    """
+    verify_checkpoint(directory)
+    model = plain_model(model)
+    _write_into(model, _fitting_weights(directory, model))
+
+
+@torch.no_grad()
+def _write_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """把张量写进模型。trainable_state 给出的与模型共用内存，写进它就是写进模型。
+
+    为什么不整个换上：优化器认的是原来的参数；共用的矩阵换上后也会被拆成两份
+    """
+    for name, tensor in trainable_state(model).items():
+        tensor.copy_(weights[name])
+
+
+def _fitting_weights(directory: Path, model: nn.Module) -> dict[str, Tensor]:
+    """读权重，并与模型逐个对上名字与形状；不对就一次列全，免得改一个错一个。"""
+    path = directory / TRAINABLE_FILE
+    if not path.is_file():
+        path = directory / WEIGHTS_FILE
+    saved, expected = read_weights(path), trainable_state(model)
+    problems = [f"missing {name}" for name in expected if name not in saved]
+    problems += [f"unexpected {name}" for name in saved if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(saved[name].shape)}, the model has {tuple(tensor.shape)}"
         for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
+        if name in saved and saved[name].shape != tensor.shape
     ]
-    if missing or unexpected or shapes:
-        raise ValueError(
-            f"{directory} was saved from another model: missing {missing[:3]}, "
-            f"unexpected {unexpected[:3]}, shapes {shapes[:3]}"
-        )
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(weights[name])  # 与模型共用内存，写进去就是写进模型
+    if problems:
+        listed = "; ".join(problems[:6]) + (f"; … {len(problems)} in all" if problems[6:] else "")
+        raise ValueError(f"{path} was saved from another model: {listed}")
+    return saved
 
 
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer,
-    tensors: Mapping[str, Tensor],
-    numbers: Mapping[str, Any],
-    directory: Path,
-) -> None:
-    """拼回 state_dict；分组的参数个数必须相同，否则 m、v 会配错参数。"""
-    now = [len(group["params"]) for group in optimizer.param_groups]
-    saved = [len(group["params"]) for group in numbers["param_groups"]]
-    if now != saved:
-        raise ValueError(
-            f"{directory} has optimizer groups of {saved} parameters, this run has {now}"
-        )
+def _fitting_optimizer_state(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """按名字的张量 → 库要的「序号 → {状态名: 张量}」。
+
+    从来没有过梯度的参数没有状态，所以不要求个个都有；多出来的、形状不符的则不收
+    """
+    parameters = {id(p): (name, tuple(p.shape)) for name, p in model.named_parameters()}
+    order = [parameters[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    known = {name: (index, shape) for index, (name, shape) in enumerate(order)}
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)  # "12.exp_avg" → 第 12 个参数的一阶矩
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": list(numbers["param_groups"])})
+    for key, tensor in read_weights(path).items():
+        name, _, part = key.rpartition("/")
+        # 标量（走过的步数）没有形状可比
+        index, shape = known.get(name, (-1, None))
+        if shape is None or (tensor.ndim > 0 and tuple(tensor.shape) != shape):
+            raise ValueError(
+                f"{path} does not fit this run: it holds {key} {tuple(tensor.shape)}, "
+                f"the optimizer's parameter is {shape or 'not there'}"
+            )
+        # clone：读出来的张量还映射着文件，Windows 上会使旧存档删不掉
+        state.setdefault(index, {})[part] = tensor.clone()
+    # 各组的设置用现在的：与存下的是否相同，由配置的比对负责
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
-def restore_random(states: Mapping[str, Tensor]) -> None:
-    """恢复随机数发生器；存档时有、现在没有的 CUDA 设备只好跳过。"""
-    torch.set_rng_state(states["cpu"])
-    for name, state in states.items():
-        kind, _, index = name.partition(".")
-        if kind == "cuda" and torch.cuda.is_available() and int(index) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(state, int(index))
+# ── 演示 ────────────────────────────────────────────────────────────────────────────
 
 
 def demo() -> None:
-    """带 dropout 的小网络：连走六步，与「三步、存、读、再三步」逐比特对照；再弄坏一份。"""
-    import tempfile
+    """带 dropout 的小网络：连走六步，与「三步、存、读、再三步」逐比特对照；少放回一样会怎样。"""
 
-    from training.optimizer import build_optimizer
-    from training.train_config import TrainConfig
-
-    def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
+    def fresh() -> tuple[nn.Module, Optimizer]:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 1))
-        return model, build_optimizer(model, TrainConfig(learning_rate=0.01))
+        return model, build_optimizer(model, learning_rate=0.01)
 
-    def walk(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    def walk(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
         for step in steps:
-            inputs = torch.full((4, 8), float(step))  # 数据只取决于步数
+            inputs = torch.linspace(-1, 1, 32).view(4, 8) * step  # 数据只取决于步数
             optimizer.zero_grad()
             model(inputs).square().mean().backward()
             optimizer.step()
 
+    def difference(one: nn.Module, other: nn.Module) -> float:
+        pairs = zip(one.parameters(), other.parameters(), strict=True)
+        return max(float((a - b).detach().abs().max()) for a, b in pairs)
+
     straight, optimizer = fresh()
     walk(straight, optimizer, range(6))
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder)
         model, optimizer = fresh()
-        for step in (1, 2, 3):
-            walk(model, optimizer, range(step - 1, step))
-            save_checkpoint(run, step, model, optimizer, {"step": step}, val_loss=1.0 / step)
-        print(f"存了三次，留下最新的两份：{[c.directory.name for c in list_checkpoints(run)]}")
-        resumed, optimizer = fresh()
-        torch.manual_seed(999)  # 断电之后，随机数早已不在原处
-        checkpoint = latest_checkpoint(run)
-        assert checkpoint is not None
-        progress = load_checkpoint(checkpoint.directory, resumed, optimizer)
-        walk(resumed, optimizer, range(progress["step"], 6))
-        same = all(map(torch.equal, straight.parameters(), resumed.parameters()))
-        print(f"三步、存、读、再三步，与连走六步逐比特相等：{same}")
-        assert same
+        walk(model, optimizer, range(3))
+        saved = save_checkpoint(folder, 3, model, optimizer, {"lesson": "checkpoint"}, val_loss=0.5)
+        print("① 一个存档里的文件")
+        for file in sorted(saved.iterdir()):
+            print(f"   {file.name:<22} {file.stat().st_size:>6,} 字节")
 
-        weights = checkpoint.directory / WEIGHTS_FILE
-        damaged = bytearray(weights.read_bytes())
-        damaged[-1] ^= 1
-        weights.write_bytes(damaged)
-        with warnings.catch_warnings(record=True) as heard:
-            warnings.simplefilter("always")
-            fallback = latest_checkpoint(run)
-        assert fallback is not None
-        message = str(heard[0].message).replace(folder, "run")
-        print(f"最新的一份翻转一个比特 → {message[:60]}…\n退回 {fallback.directory.name}")
-        assert fallback.step == 2
+        print("② 三步、存、关机、读、再三步；与连走六步比，权重最多差多少")
+        for forgotten in ("", "random", "optimizer"):
+            resumed, optimizer = fresh()
+            torch.manual_seed(999)  # 关机之后，随机数早已不在原处
+            progress = load_checkpoint(saved, resumed, optimizer)
+            if forgotten == "random":
+                torch.manual_seed(999)
+            if forgotten == "optimizer":
+                optimizer = build_optimizer(resumed, learning_rate=0.01)
+            walk(resumed, optimizer, range(progress["step"], 6))
+            gap = difference(straight, resumed)
+            what = {"": "全部放回", "random": "忘了随机数", "optimizer": "忘了优化器"}[forgotten]
+            print(f"   {what:　<6} {gap:.1e}")
+            assert (gap == 0) == (forgotten == "")
+
+        print("③ 放进另一个模型：说出差别，什么也不动")
+        other = nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+        try:
+            load_checkpoint(saved, other, build_optimizer(other))
+        except ValueError as error:
+            print(f"   {str(error).replace(folder, '…')}")
+        else:
+            raise AssertionError("another model's checkpoint must be refused")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,128 @@
+r"""续训之后，dropout 抽到的还是原来那些位置吗？——把随机数发生器的状态当作张量存下来。
+
+训练里的随机不止初始化：dropout 每一步都要抽。随机数发生器（random number generator, RNG）是个
+确定的机器，状态定了，以后吐出什么就全定了；所以「存下随机」就是存下那一串状态。
+
+$$s_{t+1} = f(s_t), \qquad u_t = g(s_t)$$
+
+    第 200 步存档 ──▶ 状态 s₂₀₀ ──存盘──▶ 第二天 ──放回──▶ u₂₀₀, u₂₀₁, …   与没停过一样
+                                             │
+                      忘了放回：从种子重来 ──┴─▶ u₀, u₁, …                权重从此走上另一条路
+
+一共有几个发生器：
+    torch 的 CPU 发生器        dropout、randn、multinomial（在 CPU 上）
+    每块 GPU 各有一个          在 GPU 上的 dropout；换了卡数，对不上的就放不回去
+    Python 的 random           训练循环自己不用，但损失函数、数据里可能用
+
+numpy 的全局发生器不在其中：本书的数据次序由 (seed, 轮次) 直接算出，没有全局状态可言。
+
+看一眼也会改变命运：评估、写样例时若抽了随机数，后面的 dropout 就全变了。所以凡是「只看不动」的
+事，都放在 kept_random_state() 里做：出来时，随机数还在原处。「隔多少步评估一次」就不影响权重。
+
+论文：可重现的训练 — Biderman et al., *Pythia*, arXiv:2304.01373。
+
+改哪里：多一种发生器（例如 TPU）→ random_state 与 set_random_state 成对地加。
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from foundation.demonstration import run_demo
+
+__all__ = ["kept_random_state", "random_state", "set_random_state"]
+
+
+def random_state() -> dict[str, Tensor]:
+    """现在的全部状态：名字 → 张量，可以直接存成 safetensors。
+
+    类型：torch 的状态是一串字节（uint8）；Python 的是几百个整数（int64）
+    """
+    state = {"cpu": torch.get_rng_state(), "python": _python_state()}
+    # 没有用过 CUDA 时不要去问它：一问就要花几秒建立环境
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        for index in range(torch.cuda.device_count()):
+            state[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor]) -> None:
+    """放回存下的状态；存的时候有、现在没有的设备只好跳过（续训时另有警告）。"""
+    torch.set_rng_state(state["cpu"])
+    # Python 的状态是 (版本, 六百多个整数, 高斯数的备份)；备份不存，它至多影响一个数
+    numbers = tuple(state["python"].tolist())
+    random.setstate((3, numbers, None))
+    for name, value in state.items():
+        kind, _, index = name.partition(".")
+        if kind == "cuda" and torch.cuda.is_available() and int(index) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(value, int(index))
+        elif kind == "mps" and torch.backends.mps.is_available():
+            torch.mps.set_rng_state(value)
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """里面随便抽，出来时随机数还在原处；评估与写样例都在里面做。"""
+    before = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
+def _python_state() -> Tensor:
+    """random 模块的状态：版本 3 是梅森旋转（Mersenne Twister）的 624 个字加一个位置。"""
+    version, numbers, _ = random.getstate()
+    assert version == 3
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+def demo() -> None:
+    """存下、乱抽一通、放回：接着吐出的数与没停过一样；只看不动的事不改变命运。"""
+    state = random_state()
+    print("① 状态就是张量：")
+    for name, tensor in state.items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        print(f"   {name:<8} {tuple(tensor.shape)} {kind}，开头 {tensor[:4].tolist()}")
+
+    # 没停过的
+    wanted = [torch.rand(1).item() for _ in range(3)]
+    wanted_python = random.random()
+    # 停电：状态早已不在原处
+    torch.manual_seed(999)
+    random.seed(999)
+    lost = [torch.rand(1).item() for _ in range(3)]
+    # 放回
+    set_random_state(state)
+    found = [torch.rand(1).item() for _ in range(3)]
+    print("② 接下来的三个数")
+    for what, numbers in (("没停过", wanted), ("没放回", lost), ("放回了", found)):
+        print(f"   {what} " + " ".join(f"{number:.6f}" for number in numbers))
+    assert found == wanted != lost
+    assert random.random() == wanted_python
+
+    print("③ 同一个 dropout，中间「评估」一次（抽掉一千个数）")
+    state, x = random_state(), torch.ones(12)
+    plain = torch.nn.functional.dropout(x, 0.5)
+    set_random_state(state)
+    torch.rand(1000)
+    disturbed = torch.nn.functional.dropout(x, 0.5)
+    set_random_state(state)
+    with kept_random_state():
+        torch.rand(1000)
+    protected = torch.nn.functional.dropout(x, 0.5)
+    for what, kept in (("不评估", plain), ("随手评估", disturbed), ("护着评估", protected)):
+        print(f"   {what:　<4} " + "".join("■" if value else "·" for value in kept.tolist()))
+    assert torch.equal(plain, protected)
+    assert not torch.equal(plain, disturbed)
+
+
+if __name__ == "__main__":
+    run_demo(demo)
