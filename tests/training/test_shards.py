@@ -110,6 +110,14 @@ def test_special_tokens_in_the_text_are_plain_text(tmp_path, bpe):
         assert len(shard.document_starts) == 3
 
 
+def test_a_text_without_tokens_is_not_a_document(tmp_path, bpe):
+    texts = [document("the cat"), document(""), document("sat")]
+    write_shards(texts, bpe, tmp_path / "data", val_documents=[document("cat cat")])
+    assert manifest_of(tmp_path / "data")["splits"]["train"]["n_documents"] == 2
+    with TokenShard.open(tmp_path / "data") as shard:
+        assert (shard.tokens == bpe.end_id).sum() == 2
+
+
 def test_a_tokenizer_without_an_end_token(tmp_path):
     tokenizer = Tokenizer.characters(["abcd"], special_tokens=())
     assert tokenizer.end_id is None
