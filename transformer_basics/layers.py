@@ -72,7 +72,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     variance = centred.square().mean(dim=-1, keepdim=True)  # (…, 1)
     # ② ε 在根号里面：D 个数全相同时方差为零，也不会除以零；导入权重时 ε 要与原模型一样
     y = centred * torch.rsqrt(variance + eps) * weight
-    return (y if bias is None else y + bias).to(x.dtype)
+    return (y if bias is None else y + bias).to(x.dtype)  # (…, D)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -85,7 +85,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     mean_square = wide.square().mean(dim=-1, keepdim=True)  # (…, 1)
     # γ 在变回 x 的 dtype 之前乘：先变再乘，bf16 里会多舍入一次
-    return (wide * torch.rsqrt(mean_square + eps) * weight).to(x.dtype)
+    return (wide * torch.rsqrt(mean_square + eps) * weight).to(x.dtype)  # (…, D)
 
 
 class LayerNorm(nn.Module):

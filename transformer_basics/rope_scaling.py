@@ -101,7 +101,7 @@ class RopeScaling:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RopeScaling:
         """从字典读回；多出的键（拼错的名字）、缺少的键都抛 ValueError。"""
-        # 别人的 config.json 用别的键名（rope_type …），翻译在 gpt_model/huggingface.py
+        # 别人的 config.json 用别的键名（rope_type …），翻译在 gpt_model/huggingface_config.py
         names = [field.name for field in fields(cls)]
         for key in values:
             if key not in names:

@@ -90,10 +90,11 @@ def test_formula_equals_loops(n_queries, n_keys, head_dim, seed):
 def test_a_row_that_sees_nothing_is_zero_with_finite_gradients():
     query, key, value = (torch.randn(1, 3, 4, requires_grad=True) for _ in range(3))
     mask = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
-    output, weights = scaled_dot_product_attention(query, key, value, mask)
+    with torch.autograd.set_detect_anomaly(True):  # no NaN on the way either
+        output, weights = scaled_dot_product_attention(query, key, value, mask)
+        output.square().sum().backward()
     assert output[0, 1].eq(0).all()
     assert weights[0, 1].eq(0).all()
-    output.square().sum().backward()
     for tensor in (query, key, value):
         assert tensor.grad.isfinite().all()
     assert query.grad[0, 1].eq(0).all()
