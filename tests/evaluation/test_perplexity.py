@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from evaluation.perplexity import (
     Perplexity,
+    evaluate_documents,
     evaluate_shard,
     evaluate_text,
     evaluate_tokens,
@@ -89,6 +90,16 @@ def test_without_an_end_token_the_first_character_is_left_out_with_its_bytes():
     result = evaluate_text(tiny(tokenizer.vocab_size), tokenizer, TEXT)
     assert result.n_tokens == len(TEXT) - 1
     assert result.n_bytes == len(TEXT.encode()) - 3
+
+
+def test_documents_are_joined_by_end_tokens_and_blank_ones_left_out():
+    tokenizer = Tokenizer.characters([TEXT])
+    model = tiny(tokenizer.vocab_size)
+    result = evaluate_documents(model, tokenizer, ["abc ", "", "白日"])
+    end = tokenizer.end_id
+    joined = [end, *tokenizer.encode("abc "), end, *tokenizer.encode("白日")]
+    assert result == evaluate_tokens(model, joined, n_bytes=10)
+    assert result.n_tokens == 7
 
 
 def test_a_shard_counts_bytes_as_training_does(tmp_path):

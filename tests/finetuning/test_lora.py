@@ -269,3 +269,4 @@ def test_merging_without_a_copy_replaces_the_layers_themselves():
 def test_the_mode_of_training_is_kept():
     model = apply_lora(tiny_gpt().eval(), LoRAConfig(dropout=0.5))
     assert not any(module.training for module in model.modules())
+    assert not any(module.training for module in merge_lora(model).modules())

@@ -27,7 +27,9 @@ def test_patterns_choose_in_model_order(patterns, expected):
     assert match_names(patterns, NAMES) == expected
 
 
-@pytest.mark.parametrize("pattern", ["proj", "head", "q_proj.", "re:q_proj", r"re:blocks\.0", "block*.q"])
+@pytest.mark.parametrize(
+    "pattern", ["proj", "head", "q_proj.", "re:q_proj", r"re:blocks\.0", "block*.q"]
+)
 def test_half_names_choose_nothing(pattern):
     with pytest.raises(ValueError, match="matches no Linear layer"):
         match_names([pattern], NAMES)
