@@ -73,6 +73,23 @@ def test_rules(text, pieces):
     assert split_text(text) == pieces
 
 
+RUNS = ["a", "月", "\u0301", "7", "^", "。", " ", "\n", "\t", "\r\n", "\u3000", " ^", "^\n\t"]
+
+
+@pytest.mark.parametrize("unit", RUNS)
+@pytest.mark.parametrize("before", ["", " ", "^", "^\n", "a"])
+def test_no_run_makes_a_long_piece(unit, before):
+    for after in ("", "x", " x", "1"):
+        pieces = split_text(before + unit * 1000 + after)
+        assert max(map(len, pieces)) <= LONGEST_PIECE
+
+
+@pytest.mark.parametrize(("unit", "bound"), [("a", 24), ("月", 24), ("7", 2), ("^", 16), (" ", 16)])
+def test_bounds(unit, bound):
+    assert split_text(unit * bound) == [unit * bound]
+    assert split_text(unit * (bound + 1)) == [unit * bound, unit]
+
+
 def test_longest_piece_is_reached():
     text = " " + "^" * 16 + "\n" * 4 + " " * 17
     assert max(map(len, split_text(text))) == LONGEST_PIECE
