@@ -112,10 +112,13 @@ def test_tables_grow_and_stay_the_same():
 
 
 def test_far_positions_are_exact():
-    rotary = RotaryEmbedding(4)
-    cos, _ = rotary.cos_sin(1, 200_000, None, CPU)
-    expected = [math.cos(200_000), math.cos(2_000), math.cos(200_000), math.cos(2_000)]
-    torch.testing.assert_close(cos[0], torch.tensor(expected), atol=1e-6, rtol=0)
+    """In float32 the angle itself would be off by thousandths of a radian."""
+    cos, signed_sin = RotaryEmbedding(8).cos_sin(1, 123_457, None, CPU)
+    angles = [123_457 * 10000 ** (-2 * i / 8) for i in range(4)]
+    expected = torch.tensor([math.cos(a) for a in angles] * 2)
+    torch.testing.assert_close(cos[0], expected, atol=1e-6, rtol=0)
+    expected = torch.tensor([-math.sin(a) for a in angles] + [math.sin(a) for a in angles])
+    torch.testing.assert_close(signed_sin[0], expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
