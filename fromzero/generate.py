@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fromzero.option_types import MaybePath, MaybeText, Sampling, open_generator
 
 if TYPE_CHECKING:
-    pass
+    from inference.generator import Generation, TextGenerator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +49,42 @@ def run(options: Options) -> int:
     prompt = read_prompt(options)
     generator, directory = open_generator(options.model, options.device, options.dtype)
     print(f"model: {directory}", file=sys.stderr)
-    how = {"use_cache": options.cache, "sliding": options.sliding}
     if params.num_return == 1 and params.num_beams == 1 and not params.logprobs:
+        pieces = generator.stream(prompt, params, use_cache=options.cache, sliding=options.sliding)
         sys.stdout.write(prompt)
-        for piece in generator.stream(prompt, params, **how):
+        for piece in pieces:
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
         return 0
-    found = generator.generate(prompt, params, **how)
-    for number, generation in enumerate(found if isinstance(found, list) else [found], 1):
-        show(generation, prompt, number, generator)
+    found = generator.generate([prompt], params, use_cache=options.cache, sliding=options.sliding)
+    for number, generation in enumerate(found, 1):
+        show(generation, prompt, f"{number} of {len(found)}", generator)
     return 0
+
+
+def show(generation: Generation, prompt: str, number: str, generator: TextGenerator) -> None:
+    """Print one finished text; with log-probabilities, one line for each token."""
+    facts = [number, f"{len(generation.ids)} tokens", f"ended by {generation.finish_reason}"]
+    if generation.score is not None:
+        facts.append(f"score {generation.score:.4f}")
+    print(f"--- {', '.join(facts)}")
+    print(prompt + generation.text)
+    tokens = generator.tokenizer.token_bytes
+    for index, logprob in enumerate(generation.logprobs or ()):
+        line = f"{logprob:9.4f}  {readable(tokens(generation.ids[index]))}"
+        if generation.top_logprobs:
+            others = (f"{readable(tokens(i))} {x:.2f}" for i, x in generation.top_logprobs[index])
+            line = f"{line:<32}{'  '.join(others)}"
+        print(line)
+
+
+def readable(data: bytes) -> str:
+    """A token as it would be quoted in Python; half a character keeps its bytes."""
+    try:
+        return repr(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        return repr(data)
 
 
 def read_prompt(options: Options) -> str:

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-    from inference.generator import TextGenerator
-    from inference.sampling import SamplingParams
 
     from gpt_model.model import GPT
+    from inference.generator import TextGenerator
+    from inference.sampling import SamplingParams
     from tokenization.tokenizer import Tokenizer
 
 __all__ = [
@@ -72,6 +72,8 @@ class Sampling:
     """the same seed gives the same text; without it every run differs"""
     logprobs: bool = False
     """list every token with its log-probability"""
+    top_logprobs: int = 0
+    """with --logprobs: list this many likeliest candidates of every step too"""
 
     def to_params(self) -> SamplingParams:
         """Build the library's parameters, which check every value."""

@@ -1,0 +1,154 @@
+r"""模型没有记忆，怎样能「对话」？——把说过的话，连同新的一句，从头再读一遍。
+
+    第 1 轮   读 [问₁]                      写 [答₁]
+    第 2 轮   读 [问₁ 答₁ 问₂]              写 [答₂]
+    第 3 轮   读 [问₁ 答₁ 问₂ 答₂ 问₃]      写 [答₃]
+
+上下文是有限的。一轮要读 n_prompt 个词元，还要留出 n_new 个位置给回答：
+
+$$n_{\text{prompt}} + n_{\text{new}} \le n_{\text{context}}$$
+
+放不下时丢掉最早的一轮，整轮地丢：只丢一半，模型就会读到没有问题的回答。
+
+                     丢掉            留下
+    [问₁ 答₁]   ▏[问₂ 答₂] [问₃ 答₃] 问₄ │ 留给答₄的位置 ▕
+                ▏◀──────── n_context ─────────────────▶▕
+
+基座模型（base model）只会续写，没有「用户」与「助手」之分，所以各轮之间只隔一个换行；
+指令微调过的模型要用它训练时的模板，否则它认不出哪句是问题。
+
+常见疑问：
+    为什么不直接删最早的词元？  删掉半句话，模型读到的就是没头没尾的文本，训练时很少见过。
+    每轮都从头读，岂不越聊越慢？  前文没变的部分，它的 K、V 可以留着（前缀缓存，prefix cache）；
+                                  丢掉最早的一轮，位置全变了，就得重算一次。
+    模型怎么知道该停？          基座模型不知道，写满 n_new 个词元为止；微调过的会写出结束符。
+
+论文：把对话写成一段文本 — Zhang et al., *DialoGPT*, arXiv:1911.00536。
+
+改哪里：换模板 → `Conversation.text`；丢哪一轮、要不要先做摘要 → `Conversation.prompt`。
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from foundation.checks import check_int
+from foundation.demonstration import run_demo
+
+__all__ = ["Conversation"]
+
+
+class Encoder(Protocol):
+    """只需要它会数词元；一般是 Tokenizer。
+
+    用协议（Protocol）而不写死类型：试验时随手写一个「一字一词元」的就能用，见演示。
+    """
+
+    def encode(self, text: str) -> list[int]:
+        """文本 → 编号。"""
+
+
+class Conversation:
+    """一场对话：记住各轮，放不下时从最早的一轮丢起。
+
+    类型：n_context 是模型的上下文，n_new 是留给回答的位置，单位都是词元
+    错误：n_new 不小于 n_context → ValueError，写明两个数
+    """
+
+    def __init__(
+        self, tokenizer: Encoder, n_context: int, n_new: int, *, separator: str = "\n"
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.n_context = check_int("n_context", n_context, 2)
+        self.separator = separator
+        # 每轮是「问 + 答」，一整段：基座模型的回答就是问句的下文，中间什么也不隔
+        self.turns: list[str] = []
+        self.make_room_for(n_new)
+
+    def make_room_for(self, n_new: int) -> None:
+        """改变留给回答的位置；提问至少要有一个词元的地方。
+
+        留得越多，回答可以越长，记得住的轮数就越少：两者分的是同一个上下文。
+        """
+        self.n_new = check_int("max_new_tokens", n_new, 1, self.n_context - 1)
+
+    def text(self, question: str) -> str:
+        """模型这一轮要读的全文：留下的各轮，加上新的一句。"""
+        return self.separator.join([*self.turns, question])
+
+    def prompt(self, question: str) -> tuple[str, int]:
+        """返回（要读的全文，为了放下它而丢掉的轮数）。
+
+        丢掉的就真的忘了：每一轮都重新计算的话，忘掉的会在短句之后又「想起来」，前后矛盾。
+        错误：单是这一句就放不下 → ValueError，写明它的长度与上限
+        """
+        limit = self.n_context - self.n_new
+        # ① 先看这一句自己放不放得下：放不下就什么也不丢，免得一句废话赔上全部记忆
+        length = self.count(question)
+        if length > limit:
+            raise ValueError(
+                f"this message has {length} tokens, at most {limit} fit: the context is "
+                f"{self.n_context} and max_new_tokens keeps {self.n_new} for the answer"
+            )
+        # ② 每次都数整段：切口两侧的字符可能并成一个词元，各段的词元数不能相加
+        n_dropped = 0
+        while self.turns and self.count(self.text(question)) > limit:
+            self.turns.pop(0)
+            n_dropped += 1
+        return self.text(question), n_dropped
+
+    def count(self, text: str) -> int:
+        """一段文本合多少个词元；上下文的长短是按词元算的，不是按字。"""
+        return len(self.tokenizer.encode(text))
+
+    def remember(self, question: str, answer: str) -> None:
+        """记下一轮；回答中途被打断的，也记下已经说出口的部分。"""
+        self.turns.append(question + answer)
+
+    def reset(self) -> None:
+        """全部忘掉。"""
+        self.turns.clear()
+
+
+def demo() -> None:
+    """三轮对话挤进一个小上下文，看哪一轮被忘掉。"""
+
+    # 真的分词器几个字才一个词元，不好数；演示里一个字符就是一个
+    class Characters:
+        """一个字符算一个词元，数起来一目了然。"""
+
+        def encode(self, text: str) -> list[int]:
+            """每个字符的码位。"""
+            return [ord(character) for character in text]
+
+    talk = Conversation(Characters(), n_context=24, n_new=6)
+    print(f"上下文 {talk.n_context} 个词元（一字一个），留 {talk.n_new} 个给回答")
+    exchanges = [
+        ("我叫小明。", "你好小明。"),
+        ("今天冷吗？", "有点冷。"),
+        ("我叫什么？", "不知道。"),
+    ]
+    forgotten = []
+    for number, (question, answer) in enumerate(exchanges, start=1):
+        text, n_dropped = talk.prompt(question)
+        forgotten.append(n_dropped)
+        shown = text.replace("\n", "⏎")
+        print(f"第 {number} 轮读 {len(text):2} 个：{shown}" + "  ← 忘了最早的一轮" * n_dropped)
+        assert len(text) + talk.n_new <= talk.n_context
+        talk.remember(question, answer)
+    assert forgotten == [0, 0, 1]
+    assert "小明" not in talk.text("")
+    print("第三轮读不到名字，所以答不上来：对话的记忆就是读得到的文本，没有别的")
+
+    # 一句话自己就超长：报错，并且已经记住的一轮也不丢
+    try:
+        talk.prompt("一" * 30)
+    except ValueError as error:
+        print(f"一句话就放不下：{error}")
+        assert talk.turns
+    else:
+        raise AssertionError("a message longer than the context must be refused")
+
+
+if __name__ == "__main__":
+    run_demo(demo)

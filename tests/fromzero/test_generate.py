@@ -1,0 +1,153 @@
+"""`fromzero generate`: text on stdout and nothing else, streamed, repeatable."""
+
+import io
+import os
+import shutil
+import sys
+
+import pytest
+
+from fromzero.main import main
+from fromzero.option_types import Sampling, newest_run, parse_bias
+from tokenization.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def generate(capsys, tiny_model):
+    """Run the command and return (exit code, stdout, stderr)."""
+
+    def run(*options):
+        code = main(["generate", "--model", str(tiny_model), *map(str, options)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_the_prompt_is_continued_and_only_text_goes_to_stdout(generate, tiny_model):
+    code, out, err = generate("--prompt", "the quick", "--max-new-tokens", 8, "--seed", 1)
+    assert code == 0
+    assert out.startswith("the quick")
+    assert len(out) > len("the quick\n")
+    assert str(tiny_model) in err
+    assert err.count("\n") == 1
+
+
+def test_a_seed_repeats_and_without_one_texts_differ(generate):
+    def text(*options):
+        return generate("--prompt", "fox", "--max-new-tokens", 12, "--temperature", 2, *options)[1]
+
+    assert text("--seed", 7) == text("--seed", 7)
+    assert text("--seed", 7) != text("--seed", 8)
+    assert len({text() for _ in range(4)}) > 1
+
+
+def test_streaming_shows_the_same_as_the_finished_text(generate):
+    same = ("--prompt", "明月", "--max-new-tokens", 10, "--seed", 3)
+    _, streamed, _ = generate(*same)
+    _, finished, _ = generate(*same, "--logprobs")
+    assert streamed.rstrip("\n") in finished
+
+
+def test_several_continuations_are_numbered(generate):
+    code, out, _ = generate("--prompt", "fox", "--num-return", 3, "--seed", 1)
+    assert code == 0
+    heads = [line for line in out.splitlines() if line.startswith("--- ")]
+    assert [head.split(",")[0] for head in heads] == ["--- 1 of 3", "--- 2 of 3", "--- 3 of 3"]
+
+
+def test_beam_search_gives_scores(generate):
+    options = ("--num-beams", 3, "--num-return", 2, "--max-new-tokens", 4)
+    code, out, _ = generate("--prompt", "fox", *options)
+    assert code == 0
+    assert out.count("score -") == 2
+
+
+@pytest.fixture
+def endless(tiny_model):
+    """Options that keep a random model from ending its text by chance."""
+    return ("--logit-bias", f"{Tokenizer.load(tiny_model).end_id}=-1000", "--seed", 1)
+
+
+def test_logprobs_list_every_token(generate, endless):
+    options = (*endless, "--max-new-tokens", 5, "--logprobs", "--top-logprobs", 2)
+    _, out, _ = generate("--prompt", "fox", *options)
+    lines = [line for line in out.splitlines() if line.startswith("  ")]
+    assert len(lines) == 5
+    assert all(float(line.split()[0]) < 0 for line in lines)
+
+
+def test_the_prompt_may_come_from_a_file_or_a_pipe(generate, tmp_path, monkeypatch):
+    file = tmp_path / "start.txt"
+    file.write_text("the lazy", encoding="utf-8", newline="\n")
+    same = ("--max-new-tokens", 5, "--seed", 1)
+    _, wanted, _ = generate("--prompt", "the lazy", *same)
+    assert generate("--prompt-file", file, *same)[1] == wanted
+    stdin = io.TextIOWrapper(io.BytesIO(b"the lazy\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert generate(*same)[1] == wanted
+
+
+def test_bytes_on_stdin_that_are_not_utf8_are_named(generate, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff"), encoding="utf-8"))
+    code, _, err = generate()
+    assert code == 2
+    assert "0xff at offset 2" in err
+
+
+def test_stop_texts_end_the_text(generate):
+    seed = ("--prompt", "fox", "--max-new-tokens", 30, "--seed", 5)
+    _, whole, _ = generate(*seed)
+    middle = whole[10:12]
+    _, cut, _ = generate(*seed, "--stop", middle.replace("\n", "\\n"))
+    assert cut.rstrip("\n") == "fox" + whole[3:].split(middle)[0].rstrip("\n")
+
+
+def test_greedy_is_greedy_with_and_without_a_cache(generate):
+    greedy = ("--prompt", "fox", "--temperature", 0, "--max-new-tokens", 12)
+    assert generate(*greedy)[1] == generate(*greedy, "--no-cache")[1]
+
+
+def test_sliding_goes_past_the_context(generate, endless, tiny_model):
+    prompt = "the quick brown fox " * 6
+    n_prompt = len(Tokenizer.load(tiny_model).encode(prompt))
+    options = ("--prompt", prompt, "--max-new-tokens", 80, *endless)
+    _, within, _ = generate(*options)
+    code, beyond, _ = generate(*options, "--sliding")
+    assert code == 0
+    assert n_prompt < 64 < n_prompt + 80
+    assert len(beyond.encode()) > len(within.encode())
+
+
+def test_logit_bias_is_read_as_pairs():
+    assert parse_bias(["13=-100", "7=2.5"]) == {13: -100.0, 7: 2.5}
+    assert parse_bias([]) is None
+    for wrong in ("13", "a=1", "1=b", "="):
+        with pytest.raises(ValueError, match="ID=BIAS"):
+            parse_bias([wrong])
+
+
+def test_every_field_of_sampling_params_has_its_option():
+    import dataclasses
+
+    from inference.sampling import SamplingParams
+
+    fields = {field.name for field in dataclasses.fields(SamplingParams)}
+    assert {field.name for field in dataclasses.fields(Sampling)} == fields
+    assert Sampling(seed=3, stop=(r"a\n",)).to_params() == SamplingParams(
+        max_new_tokens=200, temperature=0.8, seed=3, stop=("a\n",)
+    )
+
+
+def test_without_a_model_the_newest_is_taken(capsys, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, age in (("old", 1_000), ("new", 2_000)):
+        shutil.copytree(tiny_model, tmp_path / "runs" / name)
+        os.utime(tmp_path / "runs" / name / "manifest.json", (age, age))
+    shutil.copytree(tiny_model, tmp_path / "runs" / "run" / "step-000010")
+    os.utime(tmp_path / "runs" / "run" / "step-000010" / "manifest.json", (1_500, 1_500))
+    assert newest_run().name == "new"
+    assert main(["generate", "--prompt", "fox", "--max-new-tokens", "2"]) == 0
+    assert str(os.path.join("runs", "new")) in capsys.readouterr().err
+    os.utime(tmp_path / "runs" / "run" / "step-000010" / "manifest.json", (3_000, 3_000))
+    assert newest_run().name == "run"
