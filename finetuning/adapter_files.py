@@ -26,9 +26,10 @@ PEFT 写的目录没有指纹，就只看层与形状。
 为什么不把整个模型存一份：底座几个吉字节，适配器几兆字节。一个底座配一百个任务，
 就是一个底座加一百个小目录，拷给别人也只拷那几兆。
 
-三个函数各管一头，彼此不知道对方怎么做：
+几个函数各管一头，彼此不知道对方怎么做：
     save_adapter   模型 → 目录；先写在旁边，写完整了再改名
     load_adapter   目录 → 模型；三关都过了才动模型
+    AdapterHook    训练途中 → 检查点目录；借用检查点自己的「写完整了再改名」
     read_weights   只看文件，不碰模型；想检查一个来历不明的适配器，用它
 
 论文：Hu et al. 2021, LoRA, §4.2：一个底座配许多适配器，换任务只换几兆字节
@@ -42,6 +43,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -60,8 +62,18 @@ from finetuning.lora_config import first_pattern
 from finetuning.peft_config import config_from_peft, config_to_peft
 from foundation.demonstration import run_demo
 from foundation.files import MANIFEST, atomic_directory, read_json, verify_manifest, write_json
+from training.hook_base import Hook
 
-__all__ = ["base_fingerprint", "load_adapter", "save_adapter"]
+if TYPE_CHECKING:
+    from training.trainer import Trainer
+
+__all__ = [
+    "AdapterHook",
+    "base_fingerprint",
+    "load_adapter",
+    "save_adapter",
+    "write_adapter_files",
+]
 
 # 这两个名字是 PEFT 定的，改了它就找不到
 CONFIG_FILE = "adapter_config.json"
@@ -89,11 +101,29 @@ def save_adapter(
     合并着也能存：merge_in_place 不动 A、B，也不动底座
     错误：没有这个适配器、含 NaN、目标目录里有别的东西 → ValueError，什么也不写
     """
-    # 会失败的检查放在最前面：宁可一开始就说，也不要写到一半才停
     directory = Path(directory)
     refuse_foreign_directory(directory)
+    # 例：runs/my-adapter 上次存过，这次换成新的。
+    # 目录里若有别的东西，上面已经拒绝；到这里只会换掉旧的适配器。
+    # 先写在旁边，全部落盘、清单写好，再改名：断电也不会留下半个
+    with atomic_directory(directory, kind=ADAPTER_KIND) as temporary:
+        write_adapter_files(model, temporary, adapter, base_name=base_name)
+
+
+def write_adapter_files(
+    model: nn.Module,
+    directory: Path,
+    adapter: str | None = None,
+    *,
+    base_name: str | None = None,
+) -> None:
+    """把适配器的两个文件写进一个已有的目录；清单由调用者写。
+
+    与 `save_adapter` 分开，是为了训练的存档也能用：那里的目录与清单归检查点管
+    错误：没有这个适配器、含 NaN → ValueError
+    """
     layers = named_adapters(model, adapter)
-    # ① 转置成文件里的样子；.contiguous() 让转置真的发生，而不只是换一种看法
+    # ① 转置成文件里的样子；.contiguous() 让转置真的发生，而不只是换一种看法。
     # .cpu() 让 GPU 上训练的也能存；.detach() 去掉梯度的账
     tensors = {}
     for name, layer in layers.items():
@@ -102,17 +132,35 @@ def save_adapter(
         if layer.magnitude is not None:
             parts["lora_magnitude_vector"] = layer.magnitude
         for tail, tensor in parts.items():
+            # 例：base_model.model.blocks.0.attention.q_proj.lora_A.weight
             tensors[f"{PREFIX}{name}.{tail}"] = tensor.detach().cpu().contiguous()
-    # 坏的不落盘
+    # ② 坏的不落盘；每层的适配器都记着同一份配置，取哪一个都行
     refuse_non_finite(tensors, "the adapter")
-    # ② 先写在旁边，全部落盘、清单写好，再改名：断电也不会留下半个
-    # 每层的适配器都记着同一份配置，取哪一个都行
+    # 配置里写的是真有适配器的那些层，而不是当初的通配
     config = next(iter(layers.values())).config
+    write_json(directory / CONFIG_FILE, config_to_peft(config, list(layers), base_name))
     # 元数据只能是字符串 → 字符串；PEFT 与别的工具不认识的键会跳过
     metadata = {"format": "pt", "base_fingerprint": base_fingerprint(model)}
-    with atomic_directory(directory, kind=ADAPTER_KIND) as temporary:
-        write_json(temporary / CONFIG_FILE, config_to_peft(config, list(layers), base_name))
-        save_file(tensors, temporary / WEIGHTS_FILE, metadata=metadata)
+    save_file(tensors, directory / WEIGHTS_FILE, metadata=metadata)
+
+
+class AdapterHook(Hook):
+    """交给 Trainer：每次存档都把适配器一并写进去，存档目录本身就是一个适配器目录。
+
+    于是训练途中的任何一步，都可以直接 load_adapter(runs/…/step-000200)，不必等到练完。
+    底座不在存档里：冻结的参数没有变，检查点只存要训练的那一点。
+
+    用法：Trainer(model, batches, …, run_dir=…, hooks=[AdapterHook()])
+    """
+
+    def __init__(self, base_name: str | None = None) -> None:
+        # 底座叫什么，同 save_adapter
+        self.base_name = base_name
+
+    def write_files(self, trainer: Trainer, directory: Path) -> None:
+        """存档快写完了：添上适配器的两个文件，清单会一并记下。"""
+        # 起作用的那个适配器，就是正在训练的那个
+        write_adapter_files(trainer.model, directory, base_name=self.base_name)
 
 
 def load_adapter(

@@ -180,6 +180,7 @@ class PairBatches:
         longest = max(lengths, default=0)
         # 记住留下的是第几对，出了坏批次才能指回原来的数据
         self.kept = [number for number, length in enumerate(lengths) if length <= max_length]
+        # 跳过了几对要让人知道，悄悄少了一半数据是很难发现的
         self.n_skipped = len(pairs) - len(self.kept)
         if self.n_skipped and too_long == "refuse":
             raise ValueError(

@@ -1,15 +1,19 @@
 """Adapter directories: round trip, damage, other bases, nothing overwritten by mistake."""
 
 import json
+import shutil
+from dataclasses import dataclass
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from finetuning.adapter_files import base_fingerprint, load_adapter, save_adapter
+from finetuning.adapter_files import AdapterHook, base_fingerprint, load_adapter, save_adapter
 from finetuning.adapters import adapted_layers
 from finetuning.lora import LoRAConfig, adapter_names, apply_lora, lora_parameters
+from training.train_config import TrainConfig
+from training.trainer import Trainer
 
 
 def build(seed=0, hidden=7):
@@ -250,3 +254,41 @@ def test_bad_json_names_file_and_line(saved):
     (saved / "adapter_config.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match="must hold a JSON object, got list"):
         load_adapter(build(), saved)
+
+
+@dataclass
+class Numbers:
+    inputs: torch.Tensor
+
+    def to(self, device):
+        return Numbers(self.inputs.to(device))
+
+
+def square_loss(model, batch):
+    return model(batch.inputs).square().sum(), batch.inputs.shape[0]
+
+
+def test_a_training_run_stores_the_adapter_and_resumes_bit_for_bit(tmp_path):
+    def trainer(steps, folder):
+        torch.manual_seed(1)
+        model = apply_lora(build(), LoRAConfig(r=2, target=("0", "2"), dropout=0.5))
+        config = TrainConfig(steps=steps, save_every=2, learning_rate=0.01, schedule="constant")
+        batches = lambda index: Numbers(torch.full((4, 5), 1.0 + index))  # noqa: E731
+        hooks = [AdapterHook("my-base")]
+        return Trainer(model, batches, square_loss, config, hooks, run_dir=tmp_path / folder)
+
+    straight = trainer(4, "straight")
+    straight.fit()
+    step = tmp_path / "straight" / "step-000002"
+    assert {path.name for path in step.iterdir()} >= {"adapter_config.json", "trainer.json"}
+    assert "model.safetensors" not in {path.name for path in step.iterdir()}
+    for name in ("step-000002", "step-000004"):
+        assert adapted_layers(load_adapter(build(), tmp_path / "straight" / name))
+    final = load_adapter(build(), tmp_path / "straight" / "step-000004")
+    x = torch.randn(3, 5)
+    assert torch.equal(final.eval()(x), straight.model.eval()(x))
+    resumed = trainer(4, "straight")
+    shutil.rmtree(tmp_path / "straight" / "step-000004")
+    resumed.fit(resume=True)
+    assert torch.equal(resumed.model.eval()(x), straight.model(x))
+    assert torch.equal(resumed.model[0].base_layer.weight, build()[0].weight)
