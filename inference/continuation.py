@@ -1,0 +1,182 @@
+r"""一份正在写的文本：又来了一个词元，该显示什么，该不该停？
+
+    词元 ──▶ 凑成完整的字符 ──▶ 扣住可能的停止串 ──▶ 可以显示的文字
+            StreamDecoder        StopMatcher
+                                    │
+    停下的原因（finish_reason）     ├─ "stop"     写到了停止串
+                                    ├─ "end"      模型写出了「文章结束」
+                                    ├─ "length"   写满了 max_new_tokens
+                                    └─ "context"  提示加上写的，占满了上下文
+
+无论逐个显示还是写完一起交，走的都是这一条路，所以
+
+$$\text{stream 各段之和} = \text{generate 的文本}$$
+
+编号与文本的分工：ids 是模型选的全部词元，包括最后那个「结束」和凑成停止串的几个，对数概率与
+它一一对应；text 是给人看的，不含「结束」与停止串。提示里的文字不参与停止串的匹配。
+
+记下的对数概率是模型自己的：还没有惩罚、没有温度、没有淘汰，
+
+$$\log p_v = z_v - \log \textstyle\sum_u e^{z_u}$$
+
+这样不同的采样参数写出的文本，才能用同一把尺子比较。
+
+改哪里：加一种停下的原因 → Continuation.feed；结果里多带一样东西 → Generation。
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from foundation.demonstration import run_demo
+from inference.drawing import RowRandom
+from inference.sampling import SamplingParams, best_tokens
+from inference.stop_strings import StopMatcher
+
+if TYPE_CHECKING:
+    from tokenization.tokenizer import Tokenizer
+
+__all__ = ["Continuation", "Generation", "TokenNote", "take_notes"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """写好的一份。"""
+
+    text: str  # 给人看的；不含提示、「结束」与停止串
+    ids: tuple[int, ...]  # 模型选的全部词元
+    finish_reason: str  # "stop"、"end"、"length" 或 "context"
+    logprobs: tuple[float, ...] | None = None  # 每个词元的 log p，与 ids 一一对应
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None  # 每步的候选
+    score: float | None = None  # 束搜索按长度打折后的总分
+
+
+class TokenNote(NamedTuple):
+    """选这个词元时，模型是怎么想的。"""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # 最可能的几个（编号，log p），从高到低
+
+
+def take_notes(logits: Tensor, tokens: Sequence[int], n_top: int) -> list[TokenNote]:
+    """每行记一条；logits 是模型给的原样。
+
+    形状：logits (B, V)，tokens B 个 → B 条
+    """
+    log_probs = logits.log_softmax(dim=-1)  # (B, V)
+    index = torch.tensor(tokens, device=logits.device)[:, None]  # (B, 1)
+    chosen = log_probs.gather(-1, index)[:, 0].tolist()
+    if not n_top:
+        return [TokenNote(value, ()) for value in chosen]
+    tops = best_tokens(log_probs, n_top)
+    return [
+        TokenNote(value, tuple((token, score) for score, token in top))
+        for value, top in zip(chosen, tops, strict=True)
+    ]
+
+
+class Continuation:
+    """一条提示的一份续写：收词元，交文字，到时候说停。
+
+    context 为 None 表示没有上限（滑动时）；random 为 None 表示不抽（贪心、束搜索）
+    """
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        *,
+        context: int | None,
+        random: RowRandom | None = None,
+    ) -> None:
+        self.prompt_ids = prompt_ids
+        self.random = random
+        self.end_id = tokenizer.end_id
+        self.ids: list[int] = []
+        self.notes: list[TokenNote] = []
+        self.reason: str | None = None  # 还在写就是 None
+        self._with_notes = params.logprobs
+        self._with_top = bool(params.top_logprobs)
+        self._pieces: list[str] = []
+        self._decoder = tokenizer.stream()
+        self._matcher = StopMatcher(params.stop)
+        # 两个上限谁先到：自己说的，还是上下文剩下的
+        room = params.max_new_tokens if context is None else context - len(prompt_ids)
+        self.limit = min(params.max_new_tokens, room)
+        self._limit_reason = "length" if params.max_new_tokens <= room else "context"
+        if self.limit == 0:  # 一个也不用写，模型也不必跑
+            self.reason = self._limit_reason
+
+    def feed(self, token: int, note: TokenNote | None = None) -> str:
+        """收下一个词元，返回现在可以显示的文字；停下的原因写在 reason。"""
+        assert self.reason is None, "this text is finished"
+        self.ids.append(token)
+        if note is not None:
+            self.notes.append(note)
+        # ① 「结束」是给机器看的，不显示
+        if token == self.end_id:
+            return self._finish("end", "")
+        # ② 完整的字符 → 不会变成停止串的部分
+        shown = self._matcher.push(self._decoder.push(token))
+        if self._matcher.found is None and len(self.ids) < self.limit:
+            self._pieces.append(shown)
+            return shown
+        return self._finish(self._limit_reason, shown)
+
+    def _finish(self, reason: str, shown: str) -> str:
+        """交出扣住的：半个字符变成 �，半个停止串如数放行；若恰好凑成停止串，就算停在那里。"""
+        shown += self._matcher.push(self._decoder.flush())
+        shown += self._matcher.flush()
+        self.reason = reason if self._matcher.found is None else "stop"
+        self._pieces.append(shown)
+        return shown
+
+    def generation(self, score: float | None = None) -> Generation:
+        """写完之后的样子；score 由束搜索给。"""
+        assert self.reason is not None, "this text is still being written"
+        notes = self.notes
+        return Generation(
+            text="".join(self._pieces),
+            ids=tuple(self.ids),
+            finish_reason=self.reason,
+            logprobs=tuple(note.logprob for note in notes) if self._with_notes else None,
+            top_logprobs=tuple(note.top for note in notes) if self._with_top else None,
+            score=score,
+        )
+
+
+def demo() -> None:
+    """同一串词元，四种停法；每一步显示了什么。"""
+    from tokenization.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.train_bpe(["春眠不觉晓。处处闻啼鸟。"] * 2, 275)
+    ids = tokenizer.encode("春眠不觉晓。处处")
+    assert tokenizer.end_id is not None
+    print(f"{len(ids)} 个词元：{' '.join(tokenizer.token_bytes(i).hex() for i in ids)}")
+    cases = [
+        ("至多 9 个词元", ids, SamplingParams(max_new_tokens=9), None),
+        ("停止串「。处」", ids, SamplingParams(stop=("。处",)), None),
+        ("模型写出结束", [*ids[:6], tokenizer.end_id], SamplingParams(), None),
+        ("上下文只有 8 ", ids, SamplingParams(), 8),
+    ]
+    for name, tokens, params, context in cases:
+        row = Continuation([1, 2, 3], tokenizer, params, context=context)
+        shown = []
+        for token in tokens:
+            shown.append(row.feed(token))
+            if row.reason is not None:
+                break
+        print(f"{name}\t{row.reason!s:8} " + "│".join(shown))
+        # 逐段显示的，合起来就是最后的文本
+        assert "".join(shown) == row.generation().text
+        assert "。处" not in row.generation().text or not params.stop
+
+
+if __name__ == "__main__":
+    run_demo(demo)

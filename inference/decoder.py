@@ -1,0 +1,226 @@
+r"""一批长短不一的文本，怎样一步一步地问模型「下一个是什么」？
+
+    第 1 步（预填，prefill）          第 2、3、… 步（解码，decode）
+    ·  ·  床 前                       月
+    白 日 依 山          ──KV 缓存──▶ 尽          每行一个，只算新的
+    └── 左填充，末列都是真词元 ──┘
+
+左填充（left padding）使每一行的「最后一个词元」都在最后一列，一次就取出全部的下一步分数。
+填充不占位置、谁也看不见，所以一行在批里与单独写，分数只差浮点舍入。
+
+三种时候，缓存里的东西作废，要从头再读一遍（预填）：
+  · 第一步；
+  · 填充吃光了上下文：缓存的长度把填充也算在内，短的行还没写满，长的行已到头。
+    此时长的行必已写完，剩下的行左边有公共的填充，重新排紧就又有了地方；
+  · 滑动（sliding）：写满上下文 C 之后丢掉旧的一半，只留最近的
+
+$$ C - \lfloor C/2 \rfloor \text{ 个} $$
+
+    为什么一丢就丢一半？每丢一个，其余词元的位置全都变了，缓存整个作废。每步丢一个就每步
+    重读 C 个；一次丢一半，每 C/2 步才重读一次，摊下来每步只多读一个。
+    结果是精确的：等于把剩下的文本当作新提示重新开始，而不是拿旧位置上的缓存凑合。
+
+不用缓存（use_cache=False）就是每一步都从头读：慢，但最好懂，也是缓存的标准答案。
+
+论文：Pope 等 2022 (arXiv:2211.05102) 预填与解码；
+     Xiao 等 2023 StreamingLLM (arXiv:2309.17453) 另一种滑动：留住开头几个词元。
+
+改哪里：滑动时丢多少 → DROPPED；换一种缓存 → GPT.make_cache；
+       提示很长时分段预填 → _read_all。
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from foundation.demonstration import run_demo
+
+if TYPE_CHECKING:
+    from gpt_model.model import GPT
+    from transformer_basics.kv_cache import ModelCache
+
+__all__ = ["Decoder"]
+
+DROPPED = 2  # 滑动时丢掉上下文的几分之一
+
+
+class Decoder:
+    """一批正在变长的文本，每行是模型此刻能看到的窗口。
+
+    用法：next_logits → 选词 → （keep）→ append → next_logits …
+    形状：B 行，第 b 行 windows[b] 有 n_b 个词元，n_b ≤ C = max_seq_len
+    约定：不滑动时，写满 C 的行由调用者用 keep 去掉，否则 append 抛 ValueError
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        use_cache: bool = True,
+        sliding: bool = False,
+        vocab_size: int | None = None,
+        forbidden: Tensor | None = None,
+    ) -> None:
+        self.model = model
+        # 模型的词表常比分词器的大一截（凑成 64 的倍数，算得快）：多出来的没有对应的文字
+        self.vocab_size = model.config.vocab_size if vocab_size is None else vocab_size
+        self.forbidden = forbidden  # (n,) 分词器词表中间的空缺，同样不能选
+        self.context = model.config.max_seq_len  # C
+        self.use_cache = use_cache
+        self.sliding = sliding
+        self.windows = [list(prompt[-self.context :] if sliding else prompt) for prompt in prompts]
+        self.to_write = max_new_tokens  # 还要写几步：缓存不必开得比这更长
+        self.n_reads = 0  # 从头读过几遍，演示与测试要看
+        self._forget()
+
+    def _forget(self) -> None:
+        """丢掉缓存；下一次 next_logits 会从头读。"""
+        self.cache: ModelCache | None = None
+        self.real: Tensor | None = None  # (B, 容量) 布尔，真 = 不是填充；没有填充就是 None
+        self.new: Tensor | None = None  # (B, 1) 还没喂进缓存的词元
+
+    def next_logits(self) -> Tensor:
+        """每行的下一个词元的分数：(B, V)，float32。
+
+        错误：某行超出上下文 → 模型抛 ValueError，写明两个长度
+        """
+        if self.cache is None or self.new is None:
+            logits = self._read_all()
+        else:
+            logits = self._read_new(self.cache, self.new)
+        scores = logits[:, -1, : self.vocab_size].float()  # (B, V)
+        if self.forbidden is None:
+            return scores
+        return scores.index_fill(-1, self.forbidden, -math.inf)
+
+    def _read_all(self) -> Tensor:
+        """预填：左填充成方的，一次算完；用缓存的话顺便存下 K、V。"""
+        self.n_reads += 1
+        model, lengths = self.model, [len(window) for window in self.windows]
+        longest = max(lengths)
+        # ① 左填充；填什么编号都行，反正谁也看不见
+        padded = [[0] * (longest - len(window)) + window for window in self.windows]
+        ids = torch.tensor(padded, device=model.device)  # (B, T)
+        # ② 缓存开多长：写完就够；掩码一次开好，以后每步只是切得长一点
+        capacity = min(self.context, longest + max(self.to_write, 0))
+        if min(lengths) < longest:
+            columns = torch.arange(capacity, device=model.device)  # (容量,)
+            padding = longest - torch.tensor(lengths, device=model.device)  # (B,)
+            self.real = columns >= padding[:, None]  # (B, 容量)
+        else:
+            self.real = None  # 一样长：不需要掩码，注意力走最快的路
+        mask = None if self.real is None else self.real[:, :longest]
+        if self.use_cache:
+            self.cache = model.make_cache(len(padded), capacity=capacity)
+        output = model(ids, attention_mask=mask, cache=self.cache, last_only=True)
+        return output.logits  # type: ignore[no-any-return]
+
+    def _read_new(self, cache: ModelCache, new: Tensor) -> Tensor:
+        """解码：只喂新的一列。有填充时，位置要按各行真实的长度数。"""
+        self.new = None
+        if self.real is None:
+            return self.model(new, cache=cache, last_only=True).logits  # type: ignore[no-any-return]
+        positions = torch.tensor([[len(window) - 1] for window in self.windows], device=new.device)
+        mask = self.real[:, : cache.length + 1]  # (B, S)
+        output = self.model(
+            new, positions=positions, attention_mask=mask, cache=cache, last_only=True
+        )
+        return output.logits  # type: ignore[no-any-return]
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """每行接上一个词元；写满的行（若许滑动）丢掉旧的一半。
+
+        错误：不许滑动而某行已满 → ValueError，写明上下文的长度
+        """
+        self.to_write -= 1
+        slid = False
+        for window, token in zip(self.windows, tokens, strict=True):
+            if len(window) == self.context:
+                if not self.sliding:
+                    raise ValueError(
+                        f"a text of {self.context} tokens already fills the context "
+                        f"(max_seq_len {self.context}); stop here or use sliding=True"
+                    )
+                del window[: max(1, self.context // DROPPED)]
+                slid = True
+            window.append(token)
+        # 缓存还接得上，就只记下新的一列；接不上（滑动过、或填充占满了），就从头读
+        if self.cache is not None:
+            if slid or self.cache.length == self.context:
+                self._forget()
+            else:
+                self.new = torch.tensor(tokens, device=self.model.device)[:, None]  # (B, 1)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """第 i 行变成原来的第 rows[i] 行：写完的去掉，束搜索的复制；要在 append 之前调用。"""
+        assert self.new is None, "keep comes before append"
+        if list(rows) == list(range(len(self.windows))):
+            return  # 没有变化，省去抄一遍缓存
+        self.windows = [list(self.windows[row]) for row in rows]
+        if self.cache is not None:
+            index = torch.tensor(rows, device=self.model.device)
+            self.cache.reorder(index)
+            self.real = None if self.real is None else self.real[index]
+
+
+def demo() -> None:
+    """长短不一的三行：成批与单独对照；填充占满时重排；滑动时重读；缓存省多少。"""
+    from gpt_model.config import preset
+    from gpt_model.model import GPT
+
+    # 随机权重的小模型；init_std 取大，看错一个词元分数就变样
+    model = GPT(preset("modern-micro", vocab_size=50, max_seq_len=16, init_std=0.1)).eval()
+    prompts = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2], [7, 8, 9, 10]]
+
+    print("1. 三行各写 6 个词元（贪心），成批与单独：")
+    with torch.inference_mode():
+        together = greedy(Decoder(model, prompts, max_new_tokens=6), 6)
+        for prompt, row in zip(prompts, together, strict=True):
+            (alone,) = greedy(Decoder(model, [prompt], max_new_tokens=6), 6)
+            print(f"   提示 {len(prompt)} 个　成批 {row}")
+            assert row == alone
+
+        print("\n2. 滑动：上下文 16，写 40 个；窗口满了就留最近的 8 个，从头再读")
+        for use_cache in (True, False):
+            decoder = Decoder(model, [[1, 2]], max_new_tokens=40, use_cache=use_cache, sliding=True)
+            (row,) = greedy(decoder, 40)
+            together.append(row)
+            print(f"   缓存 {use_cache!s:5} 从头读了 {decoder.n_reads:2} 遍　…{row[-8:]}")
+        assert together[-1] == together[-2]
+
+    print("\n3. 写 200 个词元，有缓存与没有缓存（上下文 256）：")
+    model = GPT(preset("modern-micro", vocab_size=50, init_std=0.1)).eval()
+    texts, seconds = [], []
+    for use_cache in (True, False):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            decoder = Decoder(model, [[1, 2]], max_new_tokens=200, use_cache=use_cache)
+            texts.append(greedy(decoder, 200))
+        seconds.append(time.perf_counter() - start)
+        n_read = 1 + 200 if use_cache else sum(range(2, 202))
+        print(f"   缓存 {use_cache!s:5} 读了 {n_read:6,} 个词元，{seconds[-1]:.2f} 秒")
+    print(f"   快 {seconds[1] / seconds[0]:.1f} 倍，一个词元也不差")
+    assert texts[0] == texts[1]
+
+
+def greedy(decoder: Decoder, n_steps: int) -> list[list[int]]:
+    """演示用：每行都取分数最高的，写 n_steps 步。"""
+    rows: list[list[int]] = [[] for _ in decoder.windows]
+    for _ in range(n_steps):
+        tokens = decoder.next_logits().argmax(dim=-1).tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            row.append(token)
+        decoder.append(tokens)
+    return rows
+
+
+if __name__ == "__main__":
+    run_demo(demo)

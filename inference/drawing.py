@@ -1,0 +1,126 @@
+r"""有了概率，怎样抽出一个词元？而且：同样的种子，单独写与成批写，抽到的还得一样。
+
+计算机只会给 [0, 1) 上均匀的随机数 u。把概率首尾相接铺满 [0, 1)，看 u 落在谁的地盘上，
+就抽到谁。这叫逆变换抽样（inverse transform sampling）：
+
+$$F_i = \sum_{j \le i} p_j \qquad \text{抽到} = \min\{\, i : F_i > u \,\}$$
+
+    p     0.50          0.30     0     0.20
+    0 ├────白────┼───日───┼依┼─山──┤ 1         「依」的概率是 0，没有地盘，永远抽不到
+                        ▲
+                     u = 0.62 → 日
+
+每行每步只用掉一个 u，而且来自这一行自己的随机源。由此：
+
+  · 成批不改变结果：别的行抽不抽、抽了几次，都动不到这一行的随机数；
+  · 流式与否、有没有缓存，都一样；换一台机器，CPU 上的随机源也给同样的数列；
+  · 共用一个随机源（torch.multinomial 的默认做法）就没有这些保证，多一行全乱。
+
+保证的是随机数相同。分数本身还带着浮点舍入：批的大小不同，加法的次序可能不同，末位会差一点；
+只有当 u 恰好落在两块地盘的边界上（约百万分之一的机会）时，才会抽到邻居。
+
+概率与累加都用 float64：词表有几万个词元时，float32 累加的误差会超过稀有词元的地盘。
+
+文献：Devroye 1986《Non-Uniform Random Variate Generation》第 II 章。
+
+改哪里：换一种抽法（如 Gumbel-max）→ draw；换种子的规则 → RowRandom。
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from foundation.demonstration import run_demo
+
+__all__ = ["RowRandom", "draw"]
+
+
+class RowRandom:
+    """一行文本自己的随机源：由（种子，第几份）决定，与它在批里的位置无关。
+
+    同一个种子下，每条提示的第 i 份用的是同一串随机数：提示不同，文本自然不同
+    """
+
+    BLOCK = 64  # 一次取一批，免得每步都为一个数去调用 torch
+
+    def __init__(self, seed: int, sample: int = 0) -> None:
+        # 先把（种子，份）搅匀：随机源只认种子的低 32 位，而相邻的种子不该给出相近的数
+        digest = hashlib.sha256(f"{seed},{sample}".encode()).digest()
+        self.generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+        self.waiting: list[float] = []
+
+    def next(self) -> float:
+        """下一个 u ∈ [0, 1)。"""
+        if not self.waiting:
+            block = torch.rand(self.BLOCK, generator=self.generator, dtype=torch.float64)
+            self.waiting = block.tolist()[::-1]  # 倒过来放，从末尾取最省事
+        return self.waiting.pop()
+
+
+def draw(logits: Tensor, uniforms: Sequence[float] | Tensor) -> Tensor:
+    """按 softmax(logits) 给每行抽一个：第 b 行用掉 uniforms[b]。
+
+    公式：min{ i : F_i > u·F_V }，F 是概率的累加
+    形状：logits (B, V)、uniforms (B,) → (B,) int64
+    约定：概率为 0 的（分数 −∞）永远不会抽到；全行 −∞ 由调用者先拒绝
+    """
+    # ① float64 里算；苹果的 GPU 没有 float64，就回到 CPU 上抽
+    device = torch.device("cpu") if logits.device.type == "mps" else logits.device
+    wide = logits.to(device).double()
+    weights = (wide - wide.amax(dim=-1, keepdim=True)).exp()  # (B, V)，不必除以总和
+    # ② 累加。GPU 上分块并行地加，相邻两项可能因舍入而微微倒退；
+    #    把没有地盘的一律记 0，它们就无论如何也不会被选中
+    total = weights.cumsum(dim=-1).masked_fill(weights == 0, 0.0)  # (B, V)
+    largest = total.amax(dim=-1, keepdim=True)  # (B, 1)
+    # ③ u 很接近 1 时 u·F_V 会舍入成 F_V，那就谁也不比它大了；退一格
+    u = torch.as_tensor(uniforms, dtype=torch.float64, device=device).view(-1, 1)
+    point = torch.minimum(u * largest, torch.nextafter(largest, torch.zeros_like(largest)))
+    # ④ 第一个超过的；argmax 遇到并列取最前面的
+    return (total > point).int().argmax(dim=-1).to(logits.device)
+
+
+def demo() -> None:
+    """看 u 落在谁的地盘；抽许多次，频率接近概率；多一行也不影响别的行。"""
+    words = ["白", "日", "依", "山"]
+    probabilities = torch.tensor([[0.5, 0.3, 0.0, 0.2]])
+    logits = probabilities.log()  # log 0 = −∞
+    shown = zip(words, probabilities[0].tolist(), strict=True)
+    print("1. 概率 " + "  ".join(f"{word} {p:.1f}" for word, p in shown))
+    for u in (0.0, 0.49, 0.62, 0.8, 0.999999):
+        print(f"   u = {u:<8} → {words[int(draw(logits, [u]))]}")
+    assert words[int(draw(logits, [0.62]))] == "日"
+
+    # 一次抽一万行：频率与概率之差应当在 √(p(1−p)/n) 的几倍以内
+    n, source = 10_000, RowRandom(seed=0)
+    drawn = draw(logits.expand(n, 4), [source.next() for _ in range(n)])
+    frequency = torch.bincount(drawn, minlength=4) / n
+    spread = (probabilities[0] * (1 - probabilities[0]) / n).sqrt()
+    print(f"\n2. 抽 {n:,} 次的频率 " + "  ".join(f"{value:.4f}" for value in frequency.tolist()))
+    print("   允许的误差（4σ）  " + "  ".join(f"{value:.4f}" for value in (4 * spread).tolist()))
+    assert bool(((frequency - probabilities[0]).abs() <= 4 * spread).all())
+    assert frequency[2] == 0  # 没有地盘的，一次也没有
+
+    print("\n3. 第一行抽 12 次：单独抽，与旁边多一行时抽")
+    alone, beside = RowRandom(7), (RowRandom(7), RowRandom(8))
+    first = [int(draw(logits, [alone.next()])) for _ in range(12)]
+    pairs = [draw(logits.expand(2, 4), [one.next() for one in beside]) for _ in range(12)]
+    second = [int(pair[0]) for pair in pairs]
+    print("   " + "".join(words[i] for i in first) + "\n   " + "".join(words[i] for i in second))
+    assert first == second
+
+    # 对照：共用一个随机源，多一行就全变了
+    torch.manual_seed(7)
+    lone = [int(torch.multinomial(probabilities, 1)) for _ in range(12)]
+    torch.manual_seed(7)
+    both = [int(torch.multinomial(probabilities.expand(2, 4), 1)[0]) for _ in range(12)]
+    print("   共用一个随机源（torch.multinomial）：")
+    print("   " + "".join(words[i] for i in lone) + "\n   " + "".join(words[i] for i in both))
+    assert lone != both
+
+
+if __name__ == "__main__":
+    run_demo(demo)
