@@ -55,10 +55,12 @@ def test_norms_by_hand(values):
     x, ones = torch.tensor(values, dtype=torch.float64), torch.ones(len(values)).double()
     mean = sum(values) / len(values)
     variance = sum((v - mean) ** 2 for v in values) / len(values)
-    expected = torch.tensor([(v - mean) / math.sqrt(variance + 1e-5) for v in values]).double()
+    expected = torch.tensor(
+        [(v - mean) / math.sqrt(variance + 1e-5) for v in values], dtype=torch.float64
+    )
     torch.testing.assert_close(layer_norm(x, ones, None, 1e-5), expected, atol=1e-5, rtol=1e-5)
     size = math.sqrt(sum(v * v for v in values) / len(values) + 1e-5)
-    expected = torch.tensor([v / size for v in values]).double()
+    expected = torch.tensor([v / size for v in values], dtype=torch.float64)
     torch.testing.assert_close(rms_norm(x, ones, 1e-5), expected, atol=1e-5, rtol=1e-5)
 
 
