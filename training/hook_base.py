@@ -25,7 +25,7 @@ seconds 只算训练那一步，不含评估与存档：否则评估得越勤，
             if report.loss < 2.0:
                 trainer.message(f"step {report.step}: below 2!")
 
-约定：钩子只看，不改权重；里面抽的随机数不影响训练（循环替你放回原处）；抛出的异常会中止训练。
+约定：钩子只看，不改权重；要抽随机数，放在 kept_random_state() 里；抛出的异常会中止训练。
 
 论文：回调的写法 — Howard & Gugger, *fastai: A Layered API*, arXiv:2002.04688。
 
@@ -36,14 +36,16 @@ seconds 只算训练那一步，不含评估与存档：否则评估得越勤，
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
 
-__all__ = ["EvaluationReport", "Hook", "StepReport", "TrainResult", "bits_per_byte"]
+__all__ = ["EvaluationReport", "Hook", "HookList", "StepReport", "TrainResult", "bits_per_byte"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,38 @@ class Hook:
 
     def on_end(self, trainer: Trainer, result: TrainResult | None) -> None:
         """结束；中途出错时 result 是 None，也要在这里关好文件。"""
+
+
+class HookList:
+    """几个钩子，在每个时刻逐个调用；训练循环只认识它。"""
+
+    def __init__(self, trainer: Trainer, hooks: Sequence[Hook]) -> None:
+        self.trainer, self.hooks = trainer, list(hooks)
+        # 开始之前（例如放回存档时）的警告先攒着：那时还没有人在听
+        self._early: list[str] | None = []
+
+    def tell(self, event: str, *facts: Any) -> None:
+        """在名为 event 的时刻，按给的次序逐个调用。"""
+        for hook in self.hooks:
+            getattr(hook, event)(self.trainer, *facts)
+
+    def start(self) -> None:
+        """逐个开始；攒下的警告这时才说。"""
+        self.tell("on_start")
+        early, self._early = self._early or [], None
+        for message in early:
+            self.warn(message)
+
+    def warn(self, message: str) -> None:
+        """交给听警告的钩子；一个也没有，就走 Python 的 warnings，不许没人听见。"""
+        if self._early is not None:
+            self._early.append(message)
+            return
+        listening = [hook for hook in self.hooks if type(hook).on_warning is not Hook.on_warning]
+        for hook in listening:
+            hook.on_warning(self.trainer, message)
+        if not listening:
+            warnings.warn(message, stacklevel=3)
 
 
 def bits_per_byte(loss: float, bytes_per_token: float | None) -> float | None:

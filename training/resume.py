@@ -1,0 +1,114 @@
+r"""断了的训练怎样接上？——存什么、读什么、什么时候拒绝接，成对地写在一处。
+
+checkpoint.py 只管「一个目录里的文件」；这里管「一个 Trainer 的全部」，存与读面对面地放着：
+
+    save_run(trainer)                          restore_run(trainer)
+    ─────────────────                          ────────────────────
+    权重、m、v、随机数   ──▶ step-000200/ ──▶  核对每个文件；坏了就退回前一个，并说出来
+    步数、最好的损失、计数                      描述不同就拒绝，列出每一项的新旧值
+    损失放大的倍数                              放回权重、m、v、随机数、步数、倍数
+    描述：配置、模型、数据、环境                机器不同只警告
+
+验收只有一条：停过的与没停过的，逐比特相同。
+
+$$\theta^{\text{interrupted}}_{S} = \theta^{\text{uninterrupted}}_{S}, \qquad
+  \text{同样} \ m_S, v_S, \text{每一步的损失}$$
+
+为什么描述在放回之前比对：放回去才发现不是同一次训练，模型已经改了。
+
+为什么数据不必存「读到哪里了」：第 s 步用哪几批是 s 的纯函数，知道步数就够了；
+但要核对 batches 还是原来那个，所以存下刚用过的那一批的指纹，续训时重取、重算、对照。
+
+论文：可重现地续训 — Biderman et al., *Pythia*, arXiv:2304.01373。
+
+改哪里：多存一样东西 → 这里两个函数成对地改；什么算「同一次训练」→ run_description.py。
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foundation.files import read_json
+from training.checkpoint import latest_checkpoint, load_checkpoint, plain_model, save_checkpoint
+from training.checkpoint_list import TRAINER_FILE
+from training.run_description import compare_runs, describe_run
+from training.train_state import TrainState
+
+if TYPE_CHECKING:
+    from training.trainer import Trainer
+
+__all__ = ["restore_run", "save_run"]
+
+
+def save_run(trainer: Trainer, total_seconds: float) -> Path:
+    """把现在的一切存成一个存档，返回它的目录；钩子可以往里添文件。
+
+    错误：权重坏了 → ValueError；存不下 → OSError；已有的存档都不受影响
+    """
+    assert trainer.run_dir is not None
+    state, step = trainer.state, trainer.take_step
+    progress = {
+        **state.to_dict(),
+        "total_seconds": total_seconds,
+        "scaler": step.scaler.state_dict(),
+        "description": _describe(trainer),
+        # 整张配置单只供人看：比对用的是描述里影响权重的那些
+        "settings": trainer.config.to_dict(),
+    }
+    return save_checkpoint(
+        trainer.run_dir,
+        state.step,
+        trainer.model,
+        step.optimizer,
+        progress,
+        tokenizer=trainer.tokenizer,
+        # 验证损失只属于量过的那一步：上一次量的，不能算在这一步头上
+        val_loss=state.val_loss if state.last_evaluated == state.step else None,
+        keep_last=trainer.config.keep_last,
+        write_more=lambda temporary: trainer.tell("write_files", temporary),
+    )
+
+
+def restore_run(trainer: Trainer, *, allow_changes: bool) -> None:
+    """从最新的好存档放回一切；与现在的描述不同就拒绝，除非明说允许。
+
+    错误：存档全坏了、不是同一次训练、放不进这个模型 → ValueError；此时什么也没有动
+    """
+    assert trainer.run_dir is not None
+    # ① 找：坏的跳过，跳过了哪个要说
+    checkpoint = latest_checkpoint(trainer.run_dir, trainer.warn)
+    assert checkpoint is not None, "RunDirectory refuses to resume without checkpoints"
+    saved: dict[str, Any] = read_json(checkpoint.directory / TRAINER_FILE)
+    # ② 比：取指纹要知道走到了第几步，所以先看步数
+    state = TrainState.from_dict(saved)
+    now = _describe(trainer, state.step)
+    refused, warned = compare_runs(saved["description"], now)
+    if refused and not allow_changes:
+        raise ValueError(
+            f"cannot resume {checkpoint.directory}: this run differs from the saved one. "
+            f"{'; '.join(refused)}. Give the old values, or say allow_changes to go on with the "
+            "new ones (the result will not equal an uninterrupted run)"
+        )
+    for note in [*refused, *warned]:
+        trainer.warn(f"resumed with a difference: {note}")
+    # ③ 放回
+    load_checkpoint(checkpoint.directory, trainer.model, trainer.take_step.optimizer)
+    trainer.take_step.scaler.load_state_dict(saved["scaler"])
+    trainer.state = state
+
+
+def _describe(trainer: Trainer, step: int | None = None) -> dict[str, Any]:
+    """这次训练的描述；取指纹用的，是走完第 step 步时刚用过的最后一批。"""
+    steps = trainer.state.step if step is None else step
+    if trainer.config.overfit_one_batch:
+        steps = 1  # 只有那一批
+    return describe_run(
+        trainer.config,
+        plain_model(trainer.model),
+        trainer.device,
+        trainer.precision,
+        tokenizer=trainer.tokenizer,
+        batches=trainer.batches,
+        batch_index=steps * trainer.config.grad_accumulation - 1,
+    )

@@ -1,0 +1,259 @@
+r"""一步（step）里究竟发生了什么？——这是训练的心脏，单独成一课。
+
+A 是 grad_accumulation，S、n 是一个微批次的损失之和与题数：
+
+    ┌ 第 sA 个微批次   ─ 前向 ─ S₀, n₀ ─ 反向：梯度 += ∇S₀ ┐
+    ├ 第 sA+1 个       ─ 前向 ─ S₁, n₁ ─ 反向：梯度 += ∇S₁ ├─▶ 有 NaN？──是─▶ 跳过，权重不动
+    └ …                                                    ┘      │否
+                                                                  ▼
+                    梯度 ÷ Σn ─▶ 长度超过 c 就裁 ─▶ AdamW 走一步（学习率只看步数）
+
+$$\theta \leftarrow \text{AdamW}\Big(\theta,\ \min\big(1, \tfrac{c}{\lVert g\rVert}\big)\,g\Big),
+  \qquad g = \frac{\sum_a \nabla S_a}{\sum_a n_a}$$
+
+第几个微批次只看步数：第 s 步用第 sA … sA+A−1 个。续训时直接接上，不必把走过的再走一遍。
+
+每步只等设备一次：各个损失与梯度的长度攒在一起，一次取回（fetch）。GPU 是「发令就走」的：
+CPU 发出一串算子，自己先往前跑；每取一个数（.item()），CPU 就得停下来等 GPU 把手头的活干完。
+
+NaN 怎么办（NaN guard）：一个坏批次、一次溢出，就能让一个梯度变成 NaN；它一旦进了 Adam 的 m，
+以后每一步都是 NaN，再好的数据也洗不掉。所以先看后走：
+
+    损失或梯度的长度不是有限数 ─▶ 这一步不更新：权重、m、v 一个比特也不动，只是步数往前走
+                               ─▶ 报出是哪几个窗口，凭它回到原文去看
+
+fp16 下溢出是常事（倍数太大），不算出错，把倍数减半再来；见 mixed_precision.py。
+
+常见疑问：
+    为什么跳过的步也算一步？ 学习率与数据的次序只看步数；不算，续训时就要另记一本账。
+    为什么梯度留到下一步才清？ 钩子想看每一层的梯度；清成 None 而不是 0，省一趟写内存。
+
+论文：Micikevicius et al., arXiv:1710.03740（跳过溢出的步）；坏批次与跳高的损失 — Chowdhery et al.,
+      *PaLM*, arXiv:2204.02311 §5.1。
+
+改哪里：一步里的先后 → TrainStep.__call__；什么算坏 → find_problem；怎样合成大批 → accumulation.py。
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foundation.demonstration import run_demo
+from foundation.devices import autocast_context
+from training.accumulation import (
+    LossFunction,
+    clip_factor,
+    gradient_norm,
+    gradients_of,
+    scale_gradients,
+)
+from training.hook_base import StepReport
+from training.mixed_precision import LossScaler
+from training.optimizer import build_optimizer, set_learning_rate
+from training.train_config import TrainConfig
+
+__all__ = ["TrainStep", "count_tokens", "fetch"]
+
+
+@dataclass
+class Pieces:
+    """一步里各个微批次的账：损失之和与题数还在设备上，没有取回。"""
+
+    losses: list[Tensor] = field(default_factory=list)
+    counts: list[Tensor | int] = field(default_factory=list)
+    windows: list[tuple[int, ...]] = field(default_factory=list)
+    n_tokens: int = 0
+    weight: float = 0.0  # 反向之前，损失乘了多少；只有 fp16 不是 1
+
+
+class TrainStep:
+    """走一步：step ↦ StepReport；优化器与损失放大器归它管。
+
+    参数：device 与 precision 已经定好（不再是 "auto"），模型已经在 device 上
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Callable[[int], Any],
+        loss_fn: LossFunction,
+        config: TrainConfig,
+        *,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.model, self.batches, self.loss_fn = model, batches, loss_fn
+        self.config, self.device, self.precision = config, device, precision
+        # 冻结的参数没有梯度，也就没有状态：LoRA 的优化器只有适配器那么大
+        self.optimizer = build_optimizer(
+            model,
+            name=config.optimizer,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=config.betas,
+            eps=config.eps,
+        )
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # 只有 fp16 用得着；别的精度下它的倍数恒为 1
+        self.scaler = LossScaler(precision == "fp16")
+
+    def __call__(self, step: int) -> StepReport:
+        """走第 step 步（从 0 数起）；出现 NaN 就跳过，权重与优化器一概不动。"""
+        began = time.perf_counter()
+        # ① 学习率只看步数；上一步的梯度留到现在才清，钩子才看得到
+        rate = self.config.learning_rate_at(step)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        # ② 前向、反向；梯度一路累加
+        pieces = self._accumulate(step)
+        # ③ 全部取回，只等设备这一次
+        gradients = gradients_of(self.parameters)
+        sums, counts, raw_norm = fetch(pieces.losses, pieces.counts, gradient_norm(gradients))
+        total = sum(counts)
+        problem = find_problem(sums, total, raw_norm)
+        # 一道题也没有时，平均无从谈起
+        divisor = total * pieces.weight or math.nan
+        norm = raw_norm / divisor
+        # ④ 坏的一步到此为止
+        if not problem:
+            # 先除以总题数，再裁剪；两个因子合成一次乘法，每个梯度只搬一趟
+            scale_gradients(gradients, clip_factor(norm, self.config.grad_clip) / divisor)
+            self.optimizer.step()
+        self.scaler.update(overflowed=bool(problem))
+        return StepReport(
+            step=step + 1,
+            loss=math.fsum(sums) / total if total else math.nan,
+            learning_rate=rate,
+            grad_norm=norm,
+            n_tokens=pieces.n_tokens,
+            seconds=time.perf_counter() - began,
+            problem=problem,
+            window_ids=bad_windows(sums, pieces.windows) if problem else (),
+        )
+
+    def _accumulate(self, step: int) -> Pieces:
+        """逐个微批次前向、反向。
+
+        过拟合一批（overfit one batch）时永远是第 0 … A−1 个
+        """
+        n_pieces, pieces = self.config.grad_accumulation, Pieces()
+        first = 0 if self.config.overfit_one_batch else step * n_pieces
+        for index in range(first, first + n_pieces):
+            batch = self.batches(index).to(self.device)
+            size = count_tokens(batch)
+            # 一步之内用同一个倍数，梯度才能相加
+            pieces.weight = pieces.weight or self.scaler.weight(size)
+            # 反向不放进 autocast：它自己会沿用前向时的类型
+            with autocast_context(self.precision, self.device):
+                loss, n_targets = self.loss_fn(self.model, batch)
+            torch.autograd.backward(loss if pieces.weight == 1.0 else loss * pieces.weight)
+            # detach：留着计算图，整步的激活就都放不掉
+            pieces.losses.append(loss.detach())
+            pieces.counts.append(n_targets)
+            pieces.windows.append(tuple(getattr(batch, "window_ids", ())))
+            pieces.n_tokens += size
+        return pieces
+
+
+def count_tokens(batch: Any) -> int:
+    """一批有几个词元：有 inputs 的看它的形状；没有的（别的任务）看最大的那个张量。"""
+    inputs = getattr(batch, "inputs", batch)
+    if isinstance(inputs, Tensor):
+        return inputs.numel()
+    sizes = [value.numel() for value in vars(batch).values() if isinstance(value, Tensor)]
+    return max(sizes, default=0)
+
+
+def fetch(
+    losses: Sequence[Tensor], counts: Sequence[Tensor | int], norm: Tensor | None
+) -> tuple[list[float], list[float], float]:
+    """把设备上的标量一次取回：(各个损失之和, 各个题数, 梯度的长度)。
+
+    题数多半是 CPU 上数好的整数，不必取；是张量的，就与损失一起取
+    """
+    if not losses:
+        return [], [], 0.0
+    # 拼成一个张量再取：一次等待，而不是逐个等
+    device = losses[0].device
+    on_device = [count for count in counts if isinstance(count, Tensor)]
+    scalars = [*losses, *on_device] + ([] if norm is None else [norm])
+    packed = torch.stack([value.detach().to(device, torch.float32) for value in scalars])
+    values = packed.tolist()
+    numbers = iter(values[len(losses) :])
+    whole = [next(numbers) if isinstance(count, Tensor) else float(count) for count in counts]
+    return values[: len(losses)], whole, values[-1] if norm is not None else 0.0
+
+
+def find_problem(sums: Sequence[float], total: float, norm: float) -> str:
+    """这一步能不能走；能走返回空字符串，不能走返回原因。"""
+    for value in sums:
+        if not math.isfinite(value):
+            return f"the loss is {value}"
+    if total <= 0:
+        return "the batch has no targets: every position is masked"
+    # 损失有限而梯度不是：多半是某处的除以 0 或溢出，只在反向时露面
+    return "" if math.isfinite(norm) else f"the gradient norm is {norm}"
+
+
+def bad_windows(sums: Sequence[float], windows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """出问题的是哪些窗口：损失坏了的那几个微批次；都没坏（坏在梯度），就是全部。"""
+    bad = [ids for value, ids in zip(sums, windows, strict=True) if not math.isfinite(value)]
+    return tuple(number for ids in (bad or windows) for number in ids)
+
+
+def demo() -> None:
+    """用一个极小的「看一个词，猜下一个」的模型走几步：累积等于大批，坏批次不留痕迹。"""
+    ids = torch.arange(64) % 7
+
+    def batches(rows: int, poison: int | None = None) -> Callable[[int], Tensor]:
+        """每批 rows 个相邻的位置；poison 号是坏的，用负数表示。"""
+        return lambda i: torch.arange(i * rows, (i + 1) * rows) * (-1 if i == poison else 1)
+
+    def loss_fn(model: nn.Module, places: Tensor) -> tuple[Tensor, int]:
+        safe = places.abs()
+        logits = model(ids[safe % 63])
+        loss = nn.functional.cross_entropy(logits, ids[safe % 63 + 1], reduction="sum")
+        return loss * (math.nan if bool((places < 0).any()) else 1.0), len(places)
+
+    def run(n_steps: int, data: Callable[[int], Tensor], **settings: Any) -> tuple[nn.Module, Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 7))
+        config = TrainConfig(steps=100, learning_rate=0.05, schedule="constant", **settings)
+        cpu = torch.device("cpu")
+        take = TrainStep(model, data, loss_fn, config, device=cpu, precision="fp32")
+        return model, [take(step) for step in range(n_steps)]
+
+    print("① 走几步看看：损失从 ln 7 = 1.946 附近往下走")
+    _, reports = run(60, batches(16))
+    for report in (reports[0], reports[20], reports[59]):
+        print(f"   第 {report.step:2d} 步  损失 {report.loss:.3f}  梯度长 {report.grad_norm:.3f}")
+    assert reports[-1].loss < 0.2 < 1.5 < reports[0].loss
+
+    print("② 4 个微批次 × 4 道题，与 1 批 × 16 道题，各走 10 步")
+    large, _ = run(10, batches(16))
+    small, _ = run(10, batches(4), grad_accumulation=4)
+    gap = max(
+        float((a - b).detach().abs().max())
+        for a, b in zip(large.parameters(), small.parameters(), strict=True)
+    )
+    print(f"   权重最多相差 {gap:.0e}，只是加法的次序不同")
+    assert gap < 1e-6
+
+    print("③ 第 5 批是坏的（损失 NaN）：跳过，不留痕迹")
+    before, _ = run(5, batches(16))
+    after, reports = run(6, batches(16, poison=5))
+    same = all(map(torch.equal, before.parameters(), after.parameters()))
+    print(f"   第 {reports[5].step} 步：{reports[5].problem}；权重与走 5 步的逐比特相同：{same}")
+    assert same
+    assert reports[5].skipped
+
+
+if __name__ == "__main__":
+    run_demo(demo)
