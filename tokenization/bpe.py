@@ -23,8 +23,9 @@ c_w 是小片 w 在语料中的次数，n_w(a, b) 是 a、b 在 w 里相邻的�
 为什么并列时的规则不能随便：先合并 l+o 还是 o+w，后面学到的一切都可能不同。规则写死，
 同一语料才总得到同一份词表，才能与别的实现逐项对照。
 
-文献：Sennrich 等 2016《Neural Machine Translation of Rare Words with Subword Units》；
-      Radford 等 2019《Language Models are Unsupervised Multitask Learners》（字节级）。
+文献：Sennrich 等 2016《Neural Machine Translation of Rare Words with Subword Units》
+      (arXiv:1508.07909)；Radford 等 2019《Language Models are Unsupervised Multitask
+      Learners》（GPT-2，把起点换成字节）。
 改哪里：怎样切片、单字节怎样编号 → `text_pieces.py`；并列时选谁 → PairTable.pop_best；
         想奖励长词元，把 pop_best 比较的次数换成 次数 × 长度，看压缩率变好还是变坏。
 """
@@ -38,7 +39,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from foundation.demonstration import new_figure, run_demo, save_figure
-from tokenization.input_checks import END_OF_TEXT, check_vocab_size
+from tokenization.input_checks import END_OF_TEXT, check_special_tokens, check_vocab_size
 from tokenization.text_pieces import BASE_BYTES, byte_symbols, split_text
 
 __all__ = ["BytePairEncoding", "PairTable", "learn_merges", "merge_pair"]
@@ -203,12 +204,13 @@ class BytePairEncoding:
     ) -> BytePairEncoding:
         """从语料学出至多 vocab_size 个词元；语料太小、再无可合并的对时会少于此数。
 
-        错误：vocab_size 装不下特殊词元与 256 个字节时抛 ValueError
+        错误：vocab_size 装不下特殊词元与 256 个字节、特殊词元重名时，抛 ValueError
 
         >>> learned = BytePairEncoding.train(["low low lower"], 260)
         >>> learned.written_merges()
         [('l', 'o'), ('lo', 'w'), ('Ġ', 'low')]
         """
+        special_tokens = check_special_tokens(special_tokens)
         check_vocab_size(vocab_size, len(special_tokens))
         # ① 相同的小片只存一份，带上次数：语料再大，不同的小片也不多。
         #    中文一个分句一片，重复得少，所以训练比同样大小的英文慢

@@ -22,7 +22,7 @@ r"""文本怎样变成编号，又怎样原样变回来？模型只认编号，�
 
 文件名 tokenizer.json，格式与 Hugging Face 的 `tokenizers` 相同，它的程序读来编号一致。
 
-文献：Sennrich 等 2016（BPE）；Radford 等 2019（字节级 BPE）。
+文献：Sennrich 等 2016 (arXiv:1508.07909)（BPE）；Radford 等 2019（字节级 BPE）。
 改哪里：切片规则 → `text_pieces.py`；文件检查 → `file_checks.py`；
         认哪些名字作「文章结束」→ END_TOKENS。
 """

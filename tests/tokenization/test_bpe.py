@@ -178,6 +178,11 @@ def test_vocab_size_too_small():
     assert BytePairEncoding.train(["abc"], 256, special_tokens=()).vocab_size == 256
 
 
+def test_special_tokens_are_checked():
+    with pytest.raises(ValueError, match="'<a>' is given 2 times"):
+        BytePairEncoding.train(["abc"], 300, ("<a>", "<a>"))
+
+
 def test_a_small_corpus_gives_a_smaller_vocabulary():
     assert BytePairEncoding.train(["ab"], 10_000).vocab_size == 258
 

@@ -149,6 +149,8 @@ def test_a_special_token_s_letters_need_not_be_in_the_character_vocabulary():
     assert tokenizer.encode(f"明{END}月", allow_special=True) == [1, 0, 2]
     with pytest.raises(ValueError, match=r"'<' \(U\+003C\) at offset 1"):
         tokenizer.encode(f"明{END}月")
+    longer = Tokenizer.characters(["明月"], ("<a>", "<a><b>"))
+    assert longer.encode("明<a><b>月<a>", allow_special=True) == [2, 1, 3, 0]
 
 
 @BOTH
