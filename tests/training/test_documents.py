@@ -44,6 +44,14 @@ def test_byte_order_mark_and_line_ends(write):
     assert texts(write("a.txt", content)) == ["一\n二\n三\n\ufeff四\n"]  # only the first is a BOM
 
 
+@pytest.mark.parametrize("block", [1, 2, 3, 5])
+def test_a_mark_inside_the_file_is_text(write, monkeypatch, block):
+    monkeypatch.setattr(documents, "BLOCK_BYTES", block)
+    assert texts(write("a.txt", "ab\ufeffc\ufeff")) == ["ab\ufeffc\ufeff"]
+    bad = write("a.jsonl", '{"text": "x"}\n\ufeff{"text": "y"}\n')
+    assert "line 2" in refused(bad)
+
+
 def test_jsonl_gives_a_document_per_line(write):
     content = codecs.BOM_UTF8 + '{"text": "一\\r\\n", "id": 1}\r\n\n{"text": "二"}'.encode()
     found = list(read_documents(write("a.jsonl", content), "a.jsonl"))
@@ -195,6 +203,8 @@ def test_long_texts_are_cut_and_numbered(write, monkeypatch):
         Document("bbb\ncccc", "a.txt#2"),
         Document("c\n", "a.txt#3"),
     ]
+    many = list(read_documents(write("b.txt", "x" * 43), "b.txt"))  # all from one block
+    assert [len(document.text) for document in many] == [8, 8, 8, 8, 8, 3]
     lines = write("a.jsonl", json.dumps({"text": "0123456789"}))
     assert [d.source for d in read_documents(lines, "a.jsonl")] == ["a.jsonl:1#1", "a.jsonl:1#2"]
 
@@ -217,6 +227,20 @@ def test_pieces_put_together_are_the_text(tmp_path_factory, text, block, limit):
     else:
         assert pieces == []
     assert all(0 < len(piece) <= limit for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "place"),
+    [
+        ("aaaa\n\nb\nccccc", 8, 6),  # a blank line is better than a later line end
+        ("aaaa\nbb\nccccc", 8, 8),  # the last line end
+        ("a\n\naaaaaaaaa", 8, 8),  # too early to count
+        ("aaaaaaaa\n\n", 8, 8),  # too late
+        ("aaa\n\n\n\naaa", 8, 7),  # the last blank line
+    ],
+)
+def test_where_a_long_text_is_cut(text, limit, place):
+    assert cut_text(text, limit) == place
 
 
 @given(st.text(st.sampled_from("ab\n"), min_size=3, max_size=40), st.integers(2, 20))

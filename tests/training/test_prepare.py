@@ -114,6 +114,17 @@ def test_the_vocabulary_size_does_not_matter_to_characters(source, tmp_path, mad
     assert len(made) == 1
 
 
+def test_another_tokenizer_or_validation_corpus_makes_them_again(source, tmp_path, made):
+    texts = [document.text for document in corpus.load_corpus(source)]
+    for vocab_size in (280, 290):
+        run(source, Tokenizer.train_bpe(texts, vocab_size), tmp_path / "data")
+    assert len(made) == 2
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(f"Chapter {name}.", encoding="utf-8")
+        run(source, "bpe", tmp_path / "data", vocab_size=280, validation=tmp_path / f"{name}.txt")
+    assert len(made) == 4
+
+
 def test_a_new_format_makes_them_again(source, tmp_path, made, monkeypatch):
     run(source, "characters", tmp_path / "data")
     monkeypatch.setattr(prepare, "FORMAT", prepare.FORMAT + 1)

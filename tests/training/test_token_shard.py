@@ -134,6 +134,13 @@ def test_a_token_beyond_the_vocabulary_is_refused(directory):
     rewrite_manifest(directory, lambda manifest: manifest.update(vocab_size=5))
     with pytest.raises(ValueError, match=r"train\.bin holds token id \d+, but its vocabulary is 5"):
         TokenShard.open(directory)
+    with TokenShard.open_file(directory / "train.bin", vocab_size=1000) as shard:
+        largest = int(shard.tokens.max())
+    rewrite_manifest(directory, lambda manifest: manifest.update(vocab_size=largest))
+    with pytest.raises(ValueError, match=f"token id {largest}, but its vocabulary is {largest}"):
+        TokenShard.open(directory)
+    rewrite_manifest(directory, lambda manifest: manifest.update(vocab_size=largest + 1))
+    TokenShard.open(directory).close()
 
 
 @pytest.mark.parametrize(
