@@ -134,8 +134,8 @@ class GPT(nn.Module):
             activation=c.activation,
             gated=c.gated_ffn,  # silu 加门控就是 SwiGLU
             bias=c.proj_bias,
-            dropout=c.dropout,
         )
+        # dropout 照 GPT-2：词向量、注意力权重、写回残差的两处；前馈内部不再加
         norms = self._build_norm(), self._build_norm()
         return TransformerBlock(
             attention, feed_forward, *norms, norm_position=c.norm_position, dropout=c.dropout
