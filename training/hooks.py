@@ -1,0 +1,219 @@
+r"""现成的钩子（hook）有哪些？——进度条、日志、画图、写样例、看梯度、TensorBoard，要哪个给哪个。
+
+    Trainer(…, hooks=[ProgressHook(), MetricsHook(), PlotHook(), SampleHook(write)])
+    Trainer(…, hooks=standard_hooks())          最常用的几个，一次给齐
+
+    钩子               看什么                                          在哪个文件
+    ProgressHook       屏幕：损失、速度、还要多久                      progress.py
+    MetricsHook        metrics.jsonl：每一步的数字                     metrics.py
+    PlotHook           loss.png：训练、验证、学习率、梯度              loss_plot.py
+    DiagnosticsHook    不对劲就说：内存、开头的损失、一直不降          diagnostics.py
+    SampleHook         隔一阵子让模型写一段                            这里
+    GradientNormHook   隔一阵子看一眼各层的梯度                        这里
+    TensorBoardHook    浏览器里的曲线（要另装 tensorboard）            这里
+
+次序有讲究：先给的先被喊。MetricsHook 放在 ProgressHook 之后，屏幕先动；两者互不依赖。
+
+写样例的钩子收一个函数 (模型) → 文字，而不是一个生成器：训练这一层不认识推理（inference），
+否则「训练要用推理、推理要用训练」就绕成了圈。写样例会抽随机数，所以放在 kept_random_state() 里：
+写不写样例，练出来的权重都一样。
+
+论文：回调 — Howard & Gugger, *fastai: A Layered API*, arXiv:2002.04688。
+
+改哪里：自己写一个 → 继承 hook_base.py 的 Hook，只写要听的方法。
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from foundation.checks import check_int
+from foundation.demonstration import run_demo
+from training.diagnostics import DiagnosticsHook, gradient_table
+from training.hook_base import EvaluationReport, Hook, StepReport, TrainResult
+from training.loss_plot import PlotHook
+from training.metrics import MetricsHook
+from training.progress import ProgressHook
+from training.random_state import kept_random_state
+
+if TYPE_CHECKING:
+    from training.trainer import Trainer
+
+__all__ = [
+    "DiagnosticsHook",
+    "EvaluationReport",
+    "GradientNormHook",
+    "Hook",
+    "MetricsHook",
+    "PlotHook",
+    "ProgressHook",
+    "SampleHook",
+    "StepReport",
+    "TensorBoardHook",
+    "TrainResult",
+    "standard_hooks",
+]
+
+
+def standard_hooks(*, saved: bool = True) -> list[Hook]:
+    """最常用的几个；saved=False 时不写文件（没有训练目录时用）。"""
+    hooks: list[Hook] = [ProgressHook(), DiagnosticsHook()]
+    return [*hooks, MetricsHook(), PlotHook()] if saved else hooks
+
+
+class SampleHook(Hook):
+    """隔一阵子让模型写一段，看看它学会了什么；损失降了多少，不如读一段来得直接。
+
+    参数：write 是 (模型) → 文字；every 隔多少步写一次，None = 每次评估之后
+    """
+
+    def __init__(self, write: Callable[[Any], str], every: int | None = None) -> None:
+        self.write = write
+        self.every = None if every is None else check_int("every", every, 1)
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        """到了步数就写。"""
+        if self.every is not None and report.step % self.every == 0:
+            self._sample(trainer, report.step)
+
+    def on_evaluate(self, trainer: Trainer, report: EvaluationReport) -> None:
+        """没有说隔多少步，就跟着评估写。"""
+        if self.every is None:
+            self._sample(trainer, report.step)
+
+    def _sample(self, trainer: Trainer, step: int) -> None:
+        was_training = trainer.model.training
+        trainer.model.eval()  # 写的时候不用 dropout
+        try:
+            with torch.no_grad(), kept_random_state():
+                text = self.write(trainer.model)
+        finally:
+            trainer.model.train(was_training)
+        trainer.message(f"--- sample at step {step} ---\n{text}\n---")
+
+
+class GradientNormHook(Hook):
+    """隔一阵子打一张表：各层的梯度有多长；哪一层是 0、哪一层特别长，一眼看出。"""
+
+    def __init__(self, every: int = 100) -> None:
+        self.every = check_int("every", every, 1)
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        """梯度还在：下一步开始时才清。"""
+        # 坏的一步最值得看：看坏在哪一层
+        if report.step % self.every == 0 or report.skipped:
+            table = gradient_table(trainer.model)
+            trainer.message(f"gradient norms at step {report.step} (after clipping)\n{table}")
+
+
+class TensorBoardHook(Hook):
+    """把曲线写成 TensorBoard 的格式：tensorboard --logdir runs，在浏览器里看。
+
+    参数：directory 默认是训练目录里的 tensorboard/
+    错误：没有安装 tensorboard → ValueError，写明怎样装；建的时候就说，不等到训练开始
+    """
+
+    def __init__(self, directory: Path | str | None = None) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ValueError(
+                "TensorBoard is not installed; pip install tensorboard, or leave it out: "
+                "metrics.jsonl and loss.png hold the same numbers"
+            ) from None
+        self._make_writer = SummaryWriter
+        self.directory = None if directory is None else Path(directory)
+        self._writer: Any = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        """打开；续训时，存档之后的那些点作废（purge_step）。"""
+        directory = self.directory
+        if directory is None:
+            if trainer.run_dir is None:
+                raise ValueError("TensorBoardHook needs a directory, or a Trainer with a run_dir")
+            directory = trainer.run_dir / "tensorboard"
+        purge = trainer.state.step + 1 if trainer.state.step else None
+        self._writer = self._make_writer(str(directory), purge_step=purge)
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        """一步三个数。"""
+        if not report.skipped:
+            self._add("train/loss", report.loss, report.step)
+            self._add("train/learning_rate", report.learning_rate, report.step)
+            self._add("train/grad_norm", report.grad_norm, report.step)
+
+    def on_evaluate(self, trainer: Trainer, report: EvaluationReport) -> None:
+        """评估的两个数。"""
+        self._add("validation/loss", report.loss, report.step)
+        if report.bits_per_byte is not None:
+            self._add("validation/bits_per_byte", report.bits_per_byte, report.step)
+
+    def on_end(self, trainer: Trainer, result: TrainResult | None) -> None:
+        """关好文件。"""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _add(self, name: str, value: float, step: int) -> None:
+        self._writer.add_scalar(name, value, step)
+
+
+def demo() -> None:
+    """三个钩子各说各的：样例、梯度、自己写的一个；有没有它们，权重都一样。"""
+    from training.train_config import TrainConfig
+    from training.trainer import Trainer
+
+    def loss_fn(model: nn.Module, places: torch.Tensor) -> tuple[torch.Tensor, int]:
+        logits = model(places % 5)
+        loss = nn.functional.cross_entropy(logits, (places + 1) % 5, reduction="sum")
+        return loss, len(places)
+
+    def write(model: nn.Module) -> str:
+        """从 0 开始数，每次按模型的概率抽下一个。"""
+        numbers = [0]
+        for _ in range(9):
+            chances = model(torch.tensor([numbers[-1]]))[0].softmax(-1)
+            numbers.append(int(torch.multinomial(chances, 1)))
+        return " ".join(map(str, numbers))
+
+    class Shout(Hook):
+        """自己写的钩子：收下样例，损失低于一半时喊一声。"""
+
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def on_step(self, trainer: Trainer, report: StepReport) -> None:
+            if report.loss < 0.5 and not any("below" in text for text in self.heard):
+                self.heard.append(f"step {report.step}: below 0.5")
+
+        def on_message(self, trainer: Trainer, text: str) -> None:
+            self.heard.append(text)
+
+    def run(hooks: list[Hook]) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(5, 8), nn.Dropout(0.2), nn.Linear(8, 5))
+        batches = lambda i: torch.arange(i * 8, i * 8 + 8)  # noqa: E731 - 一句话的数据
+        config = TrainConfig(steps=40, learning_rate=0.05, schedule="constant", device="cpu")
+        Trainer(model, batches, loss_fn, config, hooks).fit()
+        return model
+
+    shout = Shout()
+    watched = run([shout, SampleHook(write, every=20), GradientNormHook(every=40)])
+    print("钩子听见的：")
+    for text in shout.heard:
+        print("\n".join(f"   {line}" for line in text.splitlines()))
+    assert "0 1 2 3 4 0 1 2 3 4" in shout.heard[-2]  # 练到第 40 步，数得对了
+
+    alone = run([])
+    same = all(map(torch.equal, watched.parameters(), alone.parameters()))
+    print(f"没有钩子再练一遍，权重逐比特相同：{same}（写样例抽的随机数，没有动 dropout）")
+    assert same
+
+
+if __name__ == "__main__":
+    run_demo(demo)
