@@ -78,7 +78,7 @@ small_texts = st.one_of(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(
     texts=st.lists(small_texts, max_size=8),
     others=st.lists(small_texts, max_size=3),

@@ -107,7 +107,7 @@ junk = st.sampled_from(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(path=st.sampled_from(PATHS), value=junk)
 def test_any_single_change_loads_or_is_a_value_error(path, value):
     changed = copy.deepcopy(GOOD)

@@ -137,6 +137,16 @@ def test_ids_with_gaps():
         tokenizer.decode([999])
 
 
+def test_merges_of_characters_without_bytes_are_refused():
+    specification = copy.deepcopy(CHARACTERS)
+    specification["model"]["vocab"]["明月"] = 3
+    specification["model"]["merges"] = [["明", "月"]]
+    with pytest.raises(
+        ValueError, match=r"unsupported tokenizer \(model 'BPE', decoder \['Fuse'\]"
+    ):
+        Tokenizer.from_json(json.dumps(specification))
+
+
 def test_a_sentencepiece_like_file_is_refused_by_name():
     library = foreign(decoder=decoders.Metaspace(), normalizer=normalizers.NFC())
     with pytest.raises(ValueError, match=r"unsupported tokenizer \(model 'BPE', decoder \['Metasp"):
