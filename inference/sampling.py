@@ -53,6 +53,7 @@ from inference.penalties import (
 
 __all__ = ["MinP", "SamplingParams", "Temperature", "TopK", "TopP", "best_tokens", "sample_next"]
 
+LOWEST = torch.finfo(torch.float32).min
 GREEDY_BELOW = torch.finfo(torch.float32).tiny  # 比这还小的温度，除法只会得到 0/0
 
 
@@ -81,7 +82,9 @@ class Temperature:
 
     def __call__(self, logits: Tensor, history: History | None = None) -> Tensor:
         """最好的变成 0，其余是负数；差距是原来的 1/τ 倍。"""
-        return (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature
+        # 全行 −∞ 时 (−∞) − (−∞) 会变成 NaN，说错了病因；夹住最大值，让它仍是 −∞
+        largest = logits.amax(dim=-1, keepdim=True).clamp(min=LOWEST)  # (B, 1)
+        return (logits - largest) / self.temperature
 
 
 class TopK:

@@ -1,0 +1,84 @@
+"""Draws follow the probabilities, and depend on nothing but the row's own random numbers."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.drawing import RowRandom, draw
+
+
+@given(
+    weights=st.lists(st.sampled_from([0.0, 1e-9, 0.3, 1.0, 5.0]), min_size=1, max_size=9).filter(
+        lambda w: sum(w) > 0
+    ),
+    u=st.one_of(st.floats(0.0, 1.0, exclude_max=True), st.just(1 - 2**-53), st.just(0.0)),
+)
+def test_a_draw_lands_in_its_own_stretch(weights, u):
+    token = int(draw(torch.tensor([weights]).log(), [u]))
+    total = math.fsum(weights)
+    below = math.fsum(weights[:token]) / total
+    above = math.fsum(weights[: token + 1]) / total
+    assert weights[token] > 0
+    assert below - 1e-6 <= u <= above + 1e-6
+
+
+def test_forbidden_tokens_are_never_drawn_at_the_very_ends():
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
+    assert int(draw(logits, [0.0])) == 1
+    assert int(draw(logits, [0.5])) == 3
+    assert int(draw(logits, [1 - 2**-53])) == 3
+
+
+def test_rare_tokens_keep_their_chance():
+    """In float32 the running sum of 1 + 1e-8 + … stands still, and these would never come."""
+    logits = torch.full((1, 1001), math.log(1e-8))
+    logits[0, 0] = 0.0
+    near_the_end = 1 - 0.5 * 1000 * 1e-8
+    assert 400 < int(draw(logits, [near_the_end])) < 600
+
+
+def test_frequencies_pass_a_chi_square_test():
+    probabilities = torch.tensor([0.02, 0.28, 0.4, 0.0, 0.1, 0.2])
+    source, n = RowRandom(seed=5), 20_000
+    uniforms = torch.tensor([source.next() for _ in range(n)])
+    counts = torch.bincount(draw(probabilities.log().expand(n, 6), uniforms), minlength=6)
+    expected = probabilities * n
+    alive = expected > 0
+    chi_square = ((counts - expected)[alive] ** 2 / expected[alive]).sum()
+    assert counts[3] == 0
+    assert chi_square < 20.5  # 0.1 % of honest draws exceed this with 4 degrees of freedom
+
+
+def test_each_row_uses_its_own_number():
+    logits = torch.zeros(4, 4)
+    assert draw(logits, [0.1, 0.3, 0.6, 0.9]).tolist() == [0, 1, 2, 3]
+    assert draw(logits, torch.tensor([0.9, 0.6, 0.3, 0.1])).tolist() == [3, 2, 1, 0]
+
+
+def test_huge_scores_do_not_overflow():
+    logits = torch.tensor([[3e38, 0.0, -3e38], [-3e38, -3e38, -3e38]])
+    assert draw(logits, [0.99, 0.99]).tolist() == [0, 2]
+
+
+def test_random_numbers_depend_on_seed_and_sample_only():
+    first = [RowRandom(3, 1).next() for _ in range(3)]
+    assert len(set(first)) == 1
+    source = RowRandom(3, 1)
+    many = [source.next() for _ in range(3 * RowRandom.BLOCK)]
+    assert many[0] == first[0]
+    assert len(set(many)) == len(many)
+    assert all(0.0 <= u < 1.0 for u in many)
+    torch.manual_seed(123)  # the global generator plays no part
+    again = RowRandom(3, 1)
+    assert [again.next() for _ in many] == many
+
+
+@pytest.mark.parametrize("other", [(4, 1), (3, 2), (3 + 2**32, 1), (-3, 1), (31, 0)])
+def test_neighbouring_seeds_give_unrelated_numbers(other):
+    """torch's own seeding looks at 32 bits only; ours must not."""
+    left, right = RowRandom(3, 1), RowRandom(*other)
+    pairs = torch.tensor([(left.next(), right.next()) for _ in range(500)], dtype=torch.float64)
+    assert abs(float(torch.corrcoef(pairs.T)[0, 1])) < 0.2
