@@ -13,7 +13,7 @@ from foundation.numerics import synchronize
 from gpt_model.config import GPTConfig
 from gpt_model.model import GPT
 
-__all__ = ["Workload", "measure_training_speed"]
+__all__ = ["Workload", "measure_training_speed", "steps_in"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,16 @@ def measure_training_speed(
         durations.append(time.perf_counter() - start)
     counted = sorted(durations[1:])
     return workload.batch_size * workload.block_size / counted[len(counted) // 2]
+
+
+def steps_in(
+    minutes: float, workload: Workload, device: torch.device, precision: str = "auto"
+) -> tuple[int, float]:
+    """Return how many batches of `workload` fit into `minutes` here, and the speed in tokens/s.
+
+    Never more than the workload's own number of tokens; at least one.
+    """
+    check_float("minutes", minutes, exclusive_minimum=0.0)
+    speed = measure_training_speed(workload, device, precision, seconds=3.0)
+    n_tokens = min(minutes * 60 * speed, workload.n_tokens)
+    return max(1, int(n_tokens / (workload.batch_size * workload.block_size))), speed

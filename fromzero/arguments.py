@@ -20,10 +20,13 @@ __all__ = ["parse_options"]
 T = TypeVar("T")
 
 
-def parse_options(options_type: type[T], arguments: Sequence[str], *, program: str) -> T | None:
+def parse_options(
+    options_type: type[T], arguments: Sequence[str], *, program: str, defaults: T | None = None
+) -> T | None:
     """Build the options from the words of a command line; None when help was asked for.
 
-    Raises ValueError that names the option and what was given.
+    What is not given comes from `defaults`. Raises ValueError that names the option and what was
+    given.
     """
     import tyro
 
@@ -33,8 +36,10 @@ def parse_options(options_type: type[T], arguments: Sequence[str], *, program: s
         with contextlib.redirect_stderr(complaint):
             # `Any`: to mypy, a TypeVar is not a TypeForm
             parse: Any = tyro.cli
+            given: dict[str, Any] = {} if defaults is None else {"default": defaults}
             return parse(  # type: ignore[no-any-return]
                 options_type,
+                **given,
                 args=list(arguments),
                 prog=program,
                 description=inspect.getdoc(options_type),

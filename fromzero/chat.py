@@ -37,6 +37,8 @@ class Options:
 
     model: MaybePath = None
     """a model or run directory; without it, the newest one in runs/"""
+    adapter: MaybePath = None
+    """a LoRA adapter to put on it"""
     sampling: Sampling = Sampling(max_new_tokens=100)
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
@@ -49,7 +51,9 @@ def run(options: Options) -> int:
     from inference.conversation import Conversation
 
     params = chat_params(options.sampling)
-    generator, directory = open_generator(options.model, options.device, options.dtype)
+    generator, directory = open_generator(
+        options.model, options.device, options.dtype, options.adapter
+    )
     n_context = generator.model.config.max_seq_len
     talk = Conversation(generator.tokenizer, n_context, params.max_new_tokens)
     with contextlib.suppress(ImportError):  # line editing and history, where the system has it

@@ -23,6 +23,8 @@ class Options:
     """a file, folder, pattern or corpus name (python-docs, python-code)"""
     model: MaybePath = None
     """a model or run directory; without it, the newest one in runs/"""
+    adapter: MaybePath = None
+    """a LoRA adapter to put on it"""
     context: MaybeInt = None
     """how many tokens the model sees at once; without it, all it can"""
     stride: MaybeInt = None
@@ -43,7 +45,9 @@ def run(options: Options) -> int:
     from training.corpus import load_corpus
 
     documents = load_corpus(options.data, errors=options.errors)
-    model, tokenizer, directory = open_model(options.model, options.device, options.dtype)
+    model, tokenizer, directory = open_model(
+        options.model, options.device, options.dtype, options.adapter
+    )
     print(f"model: {directory}", file=sys.stderr)
     result = evaluate_documents(
         model,

@@ -28,6 +28,8 @@ class Options:
 
     model: MaybePath = None
     """a model or run directory; without it, the newest one in runs/"""
+    adapter: MaybePath = None
+    """a LoRA adapter to put on it"""
     prompt: MaybeText = None
     """the beginning of the text"""
     prompt_file: MaybePath = None
@@ -47,7 +49,9 @@ def run(options: Options) -> int:
     """Write the continuation of one prompt to stdout."""
     params = options.sampling.to_params()
     prompt = read_prompt(options)
-    generator, directory = open_generator(options.model, options.device, options.dtype)
+    generator, directory = open_generator(
+        options.model, options.device, options.dtype, options.adapter
+    )
     print(f"model: {directory}", file=sys.stderr)
     if params.num_return == 1 and params.num_beams == 1 and not params.logprobs:
         pieces = generator.stream(prompt, params, use_cache=options.cache, sliding=options.sliding)

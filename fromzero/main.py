@@ -76,7 +76,11 @@ def run_command(arguments: list[str]) -> int:
         hint = f"did you mean {guess!r}? " if guess else ""
         raise ValueError(f"unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}")
     module = importlib.import_module(f"fromzero.{name}")
-    options = parse_options(module.Options, arguments[1:], program=f"fromzero {name}")
+    program = f"fromzero {name}"
+    if hasattr(module, "parse"):  # a command whose defaults depend on its options
+        options = module.parse(arguments[1:], program=program)
+    else:
+        options = parse_options(module.Options, arguments[1:], program=program)
     if options is None:  # the help was asked for and given
         return 0
     return int(module.run(options) or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +26,7 @@ __all__ = [
     "MaybePath",
     "MaybeText",
     "Sampling",
+    "free_directory",
     "newest_run",
     "open_generator",
     "open_model",
@@ -117,10 +119,19 @@ def newest_run(folder: Path = Path("runs")) -> Path:
     return newest.parent if newest.name.startswith("step-") else newest
 
 
+def free_directory(parent: Path, name: str) -> Path:
+    """The first of NAME, NAME-2, NAME-3 … that is not there yet."""
+    candidates = (parent / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
+    return next(path for path in candidates if not path.exists())
+
+
 def open_model(
-    path: Path | None, device: str = "auto", dtype: str = "auto"
+    path: Path | None, device: str = "auto", dtype: str = "auto", adapter: Path | None = None
 ) -> tuple[GPT, Tokenizer, Path]:
-    """Load a model and its tokenizer; without a path, those of the newest run."""
+    """Load a model and its tokenizer; without a path, those of the newest run.
+
+    An adapter is merged into the weights: what comes back is a plain model.
+    """
     import torch
 
     from foundation.checks import check_choice
@@ -140,14 +151,23 @@ def open_model(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, but the model's "
             f"vocab_size is {model.config.vocab_size}; they do not belong together"
         )
+    if adapter is not None:
+        from finetuning.adapter_files import load_adapter
+        from finetuning.lora import merge_lora
+
+        inner = adapter / "adapter"  # where a run of `fromzero finetune` keeps it
+        load_adapter(model, inner if inner.is_dir() else adapter)
+        merged = merge_lora(model)
+        assert isinstance(merged, GPT)
+        model = merged
     return model, tokenizer, directory
 
 
 def open_generator(
-    path: Path | None, device: str = "auto", dtype: str = "auto"
+    path: Path | None, device: str = "auto", dtype: str = "auto", adapter: Path | None = None
 ) -> tuple[TextGenerator, Path]:
     """Load a model ready to write."""
     from inference.generator import TextGenerator
 
-    model, tokenizer, directory = open_model(path, device, dtype)
+    model, tokenizer, directory = open_model(path, device, dtype, adapter)
     return TextGenerator(model, tokenizer), directory

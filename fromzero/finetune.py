@@ -1,0 +1,213 @@
+"""`fromzero finetune`：用 LoRA 教一个模型新任务，只训练百分之几的参数。"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foundation.checks import check_int
+from fromzero.option_types import MaybeInt, MaybePath, free_directory, open_model
+from fromzero.training_options import TrainingOptions
+
+if TYPE_CHECKING:
+    from finetuning.sft import Pair
+    from gpt_model.model import GPT
+    from tokenization.tokenizer import Tokenizer
+    from training.train_config import TrainConfig
+    from training.trainer import Trainer
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAOptions:
+    """The adapter; the fields are those of LoRAConfig."""
+
+    r: int = 8
+    """the rank: how thin the two trained matrices are"""
+    alpha: float = 16.0
+    """the change is scaled by alpha / r"""
+    dropout: float = 0.0
+    """the share of the adapter's inputs dropped in training"""
+    target: tuple[str, ...] = ("q_proj", "v_proj", "up_proj", "down_proj")
+    """names or patterns of the Linear layers that get an adapter"""
+    use_rslora: bool = False
+    """scale by alpha / sqrt(r) instead"""
+    use_dora: bool = False
+    """train the length of every output too (DoRA)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Teach a model a new task with LoRA: only a few percent of the parameters are trained.
+
+    The task is a jsonl file with one {"prompt": ..., "answer": ...} per line; only the answer
+    counts in the loss. Without --data it is: a Python function, and the first line of its
+    docstring. The adapter is saved in PEFT's layout.
+
+    Examples:
+        fromzero finetune
+        fromzero finetune --data pairs.jsonl --model runs/gpt-micro --out runs/my-adapter
+        fromzero finetune --data pairs.jsonl --r 16 --steps 500 --merge runs/my-model
+    """
+
+    data: MaybePath = None
+    """a jsonl file of pairs; without it functions and their docstrings from Python's library"""
+    prompt_key: str = "prompt"
+    """which key of a line holds the prompt"""
+    answer_key: str = "answer"
+    """which key of a line holds the answer"""
+    held_out: float = 0.1
+    """the share of the pairs kept for validation"""
+    model: MaybePath = None
+    """a model or run directory to start from; without it, the newest one in runs/"""
+    out: MaybePath = None
+    """the run directory, with the adapter in its folder adapter; without it a new one in runs/"""
+    overwrite: bool = False
+    """replace the run that is already in --out"""
+    merge: MaybePath = None
+    """also merge the adapter into the model and save that here"""
+    max_length: MaybeInt = None
+    """pairs with more tokens are left out; without it the model's context"""
+    lora: LoRAOptions = LoRAOptions()
+    training: TrainingOptions = TrainingOptions(
+        steps=300,
+        learning_rate=3e-3,
+        min_lr_ratio=0.1,
+        weight_decay=0.0,
+        eval_every=100,
+        eval_batches=None,
+    )
+
+
+def run(options: Options) -> int:
+    """Base model and pairs → adapter."""
+    from finetuning.adapter_files import load_adapter, save_adapter
+    from finetuning.lora import LoRAConfig, apply_lora, count_trainable, merge_lora
+    from foundation.devices import seed_everything
+    from training.checkpoint_list import best_checkpoint
+    from training.run_directory import RunDirectory
+
+    # ① everything that can be wrong is found before anything takes long
+    training = options.training.to_config()
+    lora = LoRAConfig(**vars(options.lora))
+    pairs = read(options)
+    out = options.out or free_directory(Path("runs"), "adapter")
+    with RunDirectory(out).claimed(overwrite=options.overwrite):
+        pass
+    model, tokenizer, base = open_model(options.model, options.training.device, "fp32")
+    limit = model.config.max_seq_len
+    length = check_int("max_length", options.max_length or limit, 1, limit)
+    # ② the base is frozen, two thin matrices beside each chosen layer are not
+    seed_everything(training.seed)
+    apply_lora(model, lora)
+    trainable, total = count_trainable(model)
+    trainer = build_trainer(out, base, model, tokenizer, training, options, pairs, length)
+    before = trainer.evaluate().loss
+    print(f"base       {base}")
+    print(f"trainable  {trainable:,} of {total:,} parameters ({trainable / total:.1%})")
+    print(f"held out   loss {before:.4f} before", flush=True)
+    result = trainer.fit(overwrite=options.overwrite)
+    # ③ keep the best: an adapter is small, so every checkpoint holds a whole one
+    best = best_checkpoint(out)
+    if best is not None and best.step != result.step:
+        model, _, _ = open_model(base, options.training.device, "fp32")
+        load_adapter(model, best.directory)
+    save_adapter(model, out / "adapter", base_name=str(base))
+    size = sum(path.stat().st_size for path in (out / "adapter").iterdir())
+    print(f"held out   loss {before:.4f} -> {result.best_loss or before:.4f} (answers only)")
+    print(f"adapter    {out / 'adapter'}, {size / 1000:.0f} kB")
+    plain = merge_lora(model)
+    assert isinstance(plain, type(model))
+    if options.merge is not None:
+        plain.save(options.merge, tokenizer)
+        print(f"merged     {options.merge}")
+    if result.interrupted:
+        return INTERRUPTED
+    show_answers(plain, tokenizer, pairs[1], length)
+    where = f"--model {options.merge}" if options.merge else f"--model {base} --adapter {out}"
+    print(f"go on: fromzero generate {where} --prompt ...")
+    return 0
+
+
+def read(options: Options) -> tuple[list[Pair], list[Pair]]:
+    """The pairs to learn and the pairs held out: every n-th of the file, or whole modules."""
+    from finetuning.docstring_pairs import docstring_pairs
+    from finetuning.sft import read_pairs
+    from foundation.checks import check_float
+
+    check_float("held_out", options.held_out, exclusive_minimum=0.0, exclusive_maximum=1.0)
+    if options.data is None:
+        return docstring_pairs(held_out_fraction=options.held_out)
+    pairs = read_pairs(options.data, prompt_key=options.prompt_key, answer_key=options.answer_key)
+    if len(pairs) < 2:
+        raise ValueError(f"{options.data} has 1 pair, at least 2 are needed: one is held out")
+    every = max(2, round(1 / options.held_out))
+    held_out = pairs[every - 1 :: every] or pairs[-1:]
+    seen = set(held_out)  # a pair that stands in the file twice must not be on both sides
+    training = [pair for pair in pairs if pair not in seen]
+    if not training:
+        raise ValueError(
+            f"{options.data}: all {len(pairs)} pairs are the same, none is left to learn"
+        )
+    return training, held_out
+
+
+def build_trainer(
+    out: Path,
+    base: Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    training: TrainConfig,
+    options: Options,
+    pairs: tuple[list[Pair], list[Pair]],
+    length: int,
+) -> Trainer:
+    """The one training loop, with pairs for batches."""
+    from finetuning.adapter_files import AdapterHook
+    from finetuning.sft import PairBatches
+    from training.hooks import standard_hooks
+    from training.trainer import Trainer
+
+    batches, exam = (
+        PairBatches(
+            part,
+            tokenizer,
+            options.training.batch_size,
+            length,
+            seed=training.seed,
+            too_long="skip",
+        )
+        for part in pairs
+    )
+    skipped = batches.n_skipped + exam.n_skipped
+    print(f"pairs      {len(batches):,} to learn from, {len(exam):,} held out")
+    if skipped:
+        warnings.warn(
+            f"{skipped} pairs are longer than {length} tokens and are left out", stacklevel=2
+        )
+    return Trainer(
+        model,
+        batches,
+        config=training,
+        hooks=[*standard_hooks(), AdapterHook(str(base))],
+        val_batches=exam.once,
+        run_dir=out,
+    )
+
+
+def show_answers(model: GPT, tokenizer: Tokenizer, held_out: list[Pair], length: int) -> None:
+    """Let the model answer three prompts that it has not seen."""
+    from inference.generator import TextGenerator
+    from inference.sampling import SamplingParams
+
+    generator = TextGenerator(model, tokenizer)
+    params = SamplingParams(max_new_tokens=60, temperature=0.0)
+    fitting = [pair for pair in held_out if len(tokenizer.encode(pair.prompt)) < length]
+    for pair in fitting[:: max(1, len(fitting) // 3)][:3]:
+        (answer,) = generator.generate([pair.prompt], params)
+        print(f"\n--- prompt\n{pair.prompt.rstrip()}")
+        print(f"--- the model's answer\n{answer.text.strip()}\n--- wanted\n{pair.answer}")
+    print()

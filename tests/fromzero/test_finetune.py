@@ -1,0 +1,143 @@
+"""`fromzero finetune`: pairs in, an adapter out; the base stays as it was."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+from finetuning.lora_config import LoRAConfig
+from foundation.files import sha256_file
+from fromzero.finetune import LoRAOptions, Options, read
+from fromzero.main import main
+from gpt_model.model import GPT
+
+QUICK = ["--steps", "30", "--batch-size", "4", "--eval-every", "15", "--learning-rate", "0.02"]
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Thirty questions with one kind of answer: easy to learn."""
+    path = tmp_path / "pairs.jsonl"
+    lines = [{"prompt": f"the {n}?\n", "answer": "the lazy dog"} for n in range(30)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+@pytest.fixture
+def finetune(tmp_path, monkeypatch, capsys, tiny_model, pairs):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options, expect=0):
+        code = main(
+            ["finetune", "--data", str(pairs), "--model", str(tiny_model), *QUICK, *options]
+        )
+        captured = capsys.readouterr()
+        assert code == expect, captured.err
+        return captured.out, captured.err
+
+    return run
+
+
+def test_an_adapter_is_learned_saved_merged_and_used(finetune, tiny_model, tmp_path, capsys):
+    before = sha256_file(tiny_model / "model.safetensors")
+    out, err = finetune("--out", "runs/ad", "--merge", "runs/merged")
+    assert err == ""
+    first, last = map(float, re.search(r"loss ([\d.]+) -> ([\d.]+)", out).groups())
+    assert last < first - 0.3
+    assert "27 to learn from, 3 held out" in out
+    assert "the model's answer" in out
+    assert sha256_file(tiny_model / "model.safetensors") == before
+    adapter = tmp_path / "runs" / "ad" / "adapter"
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        p.name for p in adapter.iterdir()
+    }
+    # the adapter beside the base writes what the merged model writes
+    greedy = ["--prompt", "the 7?\n", "--temperature", "0", "--max-new-tokens", "8"]
+    assert main(["generate", "--model", "runs/merged", *greedy]) == 0
+    merged = capsys.readouterr().out
+    for given in ("runs/ad", "runs/ad/adapter"):
+        assert main(["generate", "--model", str(tiny_model), "--adapter", given, *greedy]) == 0
+        assert capsys.readouterr().out == merged
+    assert main(["generate", "--model", str(tiny_model), *greedy]) == 0
+    assert capsys.readouterr().out != merged
+
+
+def test_only_the_chosen_layers_are_trained(finetune):
+    out, _ = finetune("--out", "runs/a", "--target", "q_proj", "--r", "1", "--steps", "1")
+    assert "trainable  64 of" in out  # 32 x 1 + 1 x 32
+
+
+def test_the_best_step_is_kept_not_the_last(finetune, tiny_model):
+    # so high a rate that the second half ruins what the first has learned
+    out, _ = finetune("--learning-rate", "0.5", "--schedule", "constant", "--out", "runs/a")
+    best = float(re.search(r"-> ([\d.]+)", out)[1])
+    seen = [float(x) for x in re.findall(r"validation loss ([\d.]+)", out)]
+    assert best == pytest.approx(min(seen), abs=1e-3)
+
+
+def test_pairs_that_do_not_fit_are_left_out_and_it_says_so(finetune, pairs):
+    with open(pairs, "a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps({"prompt": "the " * 30, "answer": "dog"}) + "\n")
+    out, err = finetune("--max-length", "30", "--steps", "1", "--out", "runs/a")
+    assert "27 to learn from" in out
+    assert err == "fromzero: warning: 1 pairs are longer than 30 tokens and are left out\n"
+
+
+def test_pairs_are_split_without_overlap(tmp_path):
+    path = tmp_path / "p.jsonl"
+    lines = [json.dumps({"q": f"{n % 20}", "a": "x"}) for n in range(40)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    options = Options(data=path, prompt_key="q", answer_key="a", held_out=0.2)
+    training, held_out = read(options)
+    assert held_out
+    assert not set(training) & set(held_out)
+
+
+def test_pairs_that_are_all_the_same_cannot_be_split(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b"}\n' * 5, encoding="utf-8")
+    with pytest.raises(ValueError, match="all 5 pairs are the same"):
+        read(Options(data=path))
+
+
+def test_without_data_the_pairs_are_functions_and_docstrings():
+    training, held_out = read(Options())
+    assert len(training) > 1000
+    assert held_out
+    assert training[0].prompt.endswith("# Summary:\n")
+
+
+def test_every_field_of_lora_config_has_its_option():
+    names = {field.name for field in dataclasses.fields(LoRAOptions)}
+    left_out = {"rank_pattern", "alpha_pattern"}  # mappings, for programs
+    assert names == {field.name for field in dataclasses.fields(LoRAConfig)} - left_out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--r", "0"], ["r must be", ">= 1", "got 0"]),
+        (["--alpha", "nan"], ["alpha", "nan"]),
+        (["--target", "qproj"], ["qproj", "q_proj"]),
+        (["--held-out", "1"], ["held_out", "< 1", "got 1"]),
+        (["--prompt-key", "promt"], ["'promt'", "line 1", "did you mean 'prompt'"]),
+        (["--max-length", "65"], ["max_length", "<= 64", "got 65"]),
+        (["--data", "absent.jsonl"], ["absent.jsonl"]),
+        (["--adapter", "x"], ["'--adapter'"]),
+    ],
+)
+def test_mistakes_are_one_line(finetune, options, words):
+    out, err = finetune(*options, expect=2)
+    assert err.splitlines()[-1].startswith("fromzero: error: ")
+    for word in words:
+        assert word in err.splitlines()[-1]
+
+
+def test_merged_model_is_a_plain_model(finetune):
+    finetune("--steps", "1", "--merge", "merged", "--out", "runs/a")
+    names = GPT.load("merged").state_dict()
+    assert not any("lora" in name or "base_layer" in name for name in names)
+    assert all(torch.isfinite(tensor).all() for tensor in names.values())
