@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/fromzero train --demo
+	$(BIN)/fromzero train
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -q
