@@ -81,6 +81,9 @@ class TrainState:
             self.evaluations_without_gain = 0
         elif report.step > 0:
             self.evaluations_without_gain += 1
+            # 一样好：算不上进步，但「最好的」取较晚的，与 checkpoint_list.py 的规则一致
+            if report.loss == self.best_loss:
+                self.best_step = report.step
 
     @property
     def tokens_per_second(self) -> float:
