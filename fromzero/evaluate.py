@@ -48,7 +48,6 @@ def run(options: Options) -> int:
     model, tokenizer, directory = open_model(
         options.model, options.device, options.dtype, options.adapter
     )
-    print(f"model: {directory}", file=sys.stderr)
     result = evaluate_documents(
         model,
         tokenizer,
@@ -57,6 +56,7 @@ def run(options: Options) -> int:
         stride=options.stride,
         batch_size=options.batch_size,
     )
+    print(f"model: {directory}", file=sys.stderr)
     rows = {"tokens": f"{result.n_tokens:,}", "loss": f"{result.loss:.4f} nats per token"}
     rows["perplexity"] = f"{result.perplexity:.2f}"
     if result.bits_per_byte is not None:

@@ -52,9 +52,9 @@ def run(options: Options) -> int:
     generator, directory = open_generator(
         options.model, options.device, options.dtype, options.adapter
     )
-    print(f"model: {directory}", file=sys.stderr)
     if params.num_return == 1 and params.num_beams == 1 and not params.logprobs:
         pieces = generator.stream(prompt, params, use_cache=options.cache, sliding=options.sliding)
+        print(f"model: {directory}", file=sys.stderr)
         sys.stdout.write(prompt)
         for piece in pieces:
             sys.stdout.write(piece)
@@ -62,6 +62,7 @@ def run(options: Options) -> int:
         sys.stdout.write("\n")
         return 0
     found = generator.generate([prompt], params, use_cache=options.cache, sliding=options.sliding)
+    print(f"model: {directory}", file=sys.stderr)
     for number, generation in enumerate(found, 1):
         show(generation, prompt, f"{number} of {len(found)}", generator)
     return 0
