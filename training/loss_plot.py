@@ -136,7 +136,7 @@ class PlotHook(Hook):
     def __init__(self, path: Path | str | None = None, *, min_seconds: float = 20.0) -> None:
         self.path = None if path is None else Path(path)
         self.min_seconds, self.curves = min_seconds, Curves()
-        self._drawn = -math.inf
+        self._drawn = 0.0
 
     def on_start(self, trainer: Trainer) -> None:
         """定下画在哪里；续训时先读回以前的点。"""
@@ -144,6 +144,7 @@ class PlotHook(Hook):
             if trainer.run_dir is None:
                 raise ValueError("PlotHook needs a path, or a Trainer with a run_dir")
             self.path = trainer.run_dir / PLOT_FILE
+        self._drawn = time.monotonic()  # 刚开始没什么可画的，等够了时间再画
         done, previous = trainer.state.step, None
         if trainer.run_dir is not None:
             previous = trainer.run_dir / METRICS_FILE

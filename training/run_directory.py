@@ -61,7 +61,7 @@ class RunDirectory:
 
         错误：不能写、别人占着、要续训而没有存档、要从头练而已有存档 → ValueError
         """
-        if check_bool("resume", resume) and check_bool("overwrite", overwrite):
+        if check_bool("resume", resume) & check_bool("overwrite", overwrite):
             raise ValueError("resume and overwrite contradict each other; choose one")
         # ① 续训一个不存在的目录：先查，免得顺手把它建了出来
         if resume and not self.path.is_dir():
