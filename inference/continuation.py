@@ -21,6 +21,19 @@ $$\log p_v = z_v - \log \textstyle\sum_u e^{z_u}$$
 
 这样不同的采样参数写出的文本，才能用同一把尺子比较。
 
+四种停法的先后：同一个词元可能同时满足几种，
+
+    「结束」 > 停止串 > 写满（length 与 context 谁先到算谁的，一样时算 length）
+
+写满时手里还扣着的怎么办？半个停止串不会再变完整，如数放行；半个字符也不会了，显示成 �。
+放行的 � 若恰好凑成停止串，就算停在那里：不能因为是最后一步就破例。
+
+常见疑问：
+    为什么 decode(ids) 有时比 text 长？  ids 里有凑成停止串的词元，text 到停止串之前为止
+    为什么「结束」也算一个词元？        它也是模型选的，也占一步；max_new_tokens 数的是步数
+    为什么不把特殊词元藏起来？          除了「结束」，一概照原样显示：藏起来的话，用它作停止串
+                                        就永远找不到，模型写坏了也看不出来
+
 改哪里：加一种停下的原因 → Continuation.feed；结果里多带一样东西 → Generation。
 """
 
@@ -46,11 +59,14 @@ __all__ = ["Continuation", "Generation", "TokenNote", "take_notes"]
 
 @dataclass(frozen=True)
 class Generation:
-    """写好的一份。"""
+    """写好的一份；不可变，可以放心地存下来、比较、放进集合。
+
+    关系：len(logprobs) = len(top_logprobs) = len(ids)；没要的就是 None
+    """
 
     text: str  # 给人看的；不含提示、「结束」与停止串
     ids: tuple[int, ...]  # 模型选的全部词元
-    finish_reason: str  # "stop"、"end"、"length" 或 "context"
+    finish_reason: str  # "stop"、"end"、"length" 或 "context"，见上面的表
     logprobs: tuple[float, ...] | None = None  # 每个词元的 log p，与 ids 一一对应
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None  # 每步的候选
     score: float | None = None  # 束搜索按长度打折后的总分
@@ -60,22 +76,25 @@ class TokenNote(NamedTuple):
     """选这个词元时，模型是怎么想的。"""
 
     logprob: float
-    top: tuple[tuple[int, float], ...]  # 最可能的几个（编号，log p），从高到低
+    # 最可能的几个（编号，log p），从高到低；选中的不一定在内：抽签可以抽到冷门
+    top: tuple[tuple[int, float], ...]
 
 
 def take_notes(logits: Tensor, tokens: Sequence[int], n_top: int) -> list[TokenNote]:
     """每行记一条；logits 是模型给的原样。
 
+    公式：log p_v = z_v − log Σ e^{z_u}，不是 log(softmax(z))：先指数再取对数，小概率会变成 −∞
     形状：logits (B, V)，tokens B 个 → B 条
     """
     log_probs = logits.log_softmax(dim=-1)  # (B, V)
     index = torch.tensor(tokens, device=logits.device)[:, None]  # (B, 1)
-    chosen = log_probs.gather(-1, index)[:, 0].tolist()
+    chosen = log_probs.gather(-1, index)[:, 0].tolist()  # B 个
     if not n_top:
         return [TokenNote(value, ()) for value in chosen]
+    # 选中的未必在前几名里：抽样会抽到冷门的，所以它的 log p 另存一份
     tops = best_tokens(log_probs, n_top)
     return [
-        TokenNote(value, tuple((token, score) for score, token in top))
+        TokenNote(value, tuple((token, score) for score, token in top))  # 换成编号在前
         for value, top in zip(chosen, tops, strict=True)
     ]
 
@@ -84,6 +103,7 @@ class Continuation:
     """一条提示的一份续写：收词元，交文字，到时候说停。
 
     context 为 None 表示没有上限（滑动时）；random 为 None 表示不抽（贪心、束搜索）
+    约定：不碰模型也不碰分数，所以喂一串现成的编号就能重放，束搜索正是这样得到文本的
     """
 
     def __init__(
@@ -95,18 +115,20 @@ class Continuation:
         context: int | None,
         random: RowRandom | None = None,
     ) -> None:
-        self.prompt_ids = prompt_ids
-        self.random = random
-        self.end_id = tokenizer.end_id
-        self.ids: list[int] = []
+        self.prompt_ids = prompt_ids  # 只读：账本与解码器也从这里取
+        self.random = random  # 随文本走，不随行号走
+        self.end_id = tokenizer.end_id  # 分词器可以没有「结束」，那就永远不等于它
+        self.ids: list[int] = []  # 写了的，不含提示
         self.notes: list[TokenNote] = []
         self.reason: str | None = None  # 还在写就是 None
         self._with_notes = params.logprobs
         self._with_top = bool(params.top_logprobs)
-        self._pieces: list[str] = []
+        self._pieces: list[str] = []  # 已放行的各段，到最后才拼：边写边拼要反复抄
+        # 两道关：先凑字，再查停止串；都有自己的记性，所以每份文本各用一个
         self._decoder = tokenizer.stream()
         self._matcher = StopMatcher(params.stop)
-        # 两个上限谁先到：自己说的，还是上下文剩下的
+        # 两个上限谁先到：自己说的，还是上下文剩下的。
+        # 提示加上写的至多 C 个：这样写完的全文还能原样再喂给模型，例如给它打分
         room = params.max_new_tokens if context is None else context - len(prompt_ids)
         self.limit = min(params.max_new_tokens, room)
         self._limit_reason = "length" if params.max_new_tokens <= room else "context"
@@ -114,23 +136,29 @@ class Continuation:
             self.reason = self._limit_reason
 
     def feed(self, token: int, note: TokenNote | None = None) -> str:
-        """收下一个词元，返回现在可以显示的文字；停下的原因写在 reason。"""
+        """收下一个词元，返回现在可以显示的文字；停下的原因写在 reason。
+
+        约定：写完之后不许再喂；note 由调用者按参数给，要记就每步都给
+        """
         assert self.reason is None, "this text is finished"
+        # 先记下再判断：停下的那个词元也是模型选的
         self.ids.append(token)
         if note is not None:
             self.notes.append(note)
         # ① 「结束」是给机器看的，不显示
         if token == self.end_id:
             return self._finish("end", "")
-        # ② 完整的字符 → 不会变成停止串的部分
+        # ② 完整的字符 → 不会变成停止串的部分；两道关都可能一个字也不放行
         shown = self._matcher.push(self._decoder.push(token))
         if self._matcher.found is None and len(self.ids) < self.limit:
             self._pieces.append(shown)
             return shown
+        # ③ 找到停止串也走这里：_finish 会把原因改成 "stop"，所以它先于写满
         return self._finish(self._limit_reason, shown)
 
     def _finish(self, reason: str, shown: str) -> str:
         """交出扣住的：半个字符变成 �，半个停止串如数放行；若恰好凑成停止串，就算停在那里。"""
+        # 次序不能换：解码器放行的半个字符，还要过停止串那一关
         shown += self._matcher.push(self._decoder.flush())
         shown += self._matcher.flush()
         self.reason = reason if self._matcher.found is None else "stop"
@@ -139,6 +167,7 @@ class Continuation:
 
     def generation(self, score: float | None = None) -> Generation:
         """写完之后的样子；score 由束搜索给。"""
+        # 没写完的文本末尾还扣着东西，这时交出去会与 stream 对不上
         assert self.reason is not None, "this text is still being written"
         notes = self.notes
         return Generation(
@@ -152,7 +181,10 @@ class Continuation:
 
 
 def demo() -> None:
-    """同一串词元，四种停法；每一步显示了什么。"""
+    """同一串词元，四种停法；每一步显示了什么。
+
+    分词器故意只学几次合并：汉字大多散成两三段，好看清扣住与放行
+    """
     from tokenization.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.train_bpe(["春眠不觉晓。处处闻啼鸟。"] * 2, 275)
@@ -166,10 +198,12 @@ def demo() -> None:
         ("上下文只有 8 ", ids, SamplingParams(), 8),
     ]
     for name, tokens, params, context in cases:
+        # 提示用哪三个编号都行：它只占上下文的位置，不参与解码与停止串
         row = Continuation([1, 2, 3], tokenizer, params, context=context)
+        # 停下之后就不再喂：模型那边也是一停就退出批
         shown = []
         for token in tokens:
-            shown.append(row.feed(token))
+            shown.append(row.feed(token))  # 空的一段就是扣住了
             if row.reason is not None:
                 break
         print(f"{name}\t{row.reason!s:8} " + "│".join(shown))
