@@ -42,25 +42,32 @@ def random_state() -> dict[str, Tensor]:
     """现在的全部状态：名字 → 张量，可以直接存成 safetensors。
 
     类型：torch 的状态是一串字节（uint8）；Python 的是几百个整数（int64）
+    约定：给出的是副本，以后再抽也不会改动它
+    名字：cpu 与 python 总有；cuda.i、mps 要有那样的设备才有
     """
     state = {"cpu": torch.get_rng_state(), "python": _python_state()}
     # 没有用过 CUDA 时不要去问它：一问就要花几秒建立环境
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        for index in range(torch.cuda.device_count()):
+        for index in range(torch.cuda.device_count()):  # 每块卡各抽各的
             state[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
     if torch.backends.mps.is_available():
-        state["mps"] = torch.mps.get_rng_state()
+        state["mps"] = torch.mps.get_rng_state()  # 苹果芯片的 GPU
     return state
 
 
 def set_random_state(state: Mapping[str, Tensor]) -> None:
-    """放回存下的状态；存的时候有、现在没有的设备只好跳过（续训时另有警告）。"""
+    """放回存下的状态；存的时候有、现在没有的设备只好跳过（续训时另有警告）。
+
+    约定：先后不要紧，各个发生器互不相干
+    错误：缺了 cpu 或 python → KeyError
+    """
     torch.set_rng_state(state["cpu"])
     # Python 的状态是 (版本, 六百多个整数, 高斯数的备份)；备份不存，它至多影响一个数
     numbers = tuple(state["python"].tolist())
     random.setstate((3, numbers, None))
+    # GPU 的按编号一一放回；卡数变少时，多出来的状态没有去处
     for name, value in state.items():
-        kind, _, index = name.partition(".")
+        kind, _, index = name.partition(".")  # "cuda.0" → 种类与第几块
         if kind == "cuda" and torch.cuda.is_available() and int(index) < torch.cuda.device_count():
             torch.cuda.set_rng_state(value, int(index))
         elif kind == "mps" and torch.backends.mps.is_available():
@@ -69,18 +76,21 @@ def set_random_state(state: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """里面随便抽，出来时随机数还在原处；评估与写样例都在里面做。"""
+    """里面随便抽，出来时随机数还在原处；评估与写样例都在里面做。
+
+    约定：里面抛出异常也会放回；可以套着用，各层还各层的
+    """
     before = random_state()
     try:
         yield
     finally:
-        set_random_state(before)
+        set_random_state(before)  # finally：出了错也不能留下痕迹
 
 
 def _python_state() -> Tensor:
     """random 模块的状态：版本 3 是梅森旋转（Mersenne Twister）的 624 个字加一个位置。"""
     version, numbers, _ = random.getstate()
-    assert version == 3
+    assert version == 3  # 换了算法就存不成这个样子，当场发现
     return torch.tensor(numbers, dtype=torch.int64)
 
 
@@ -94,9 +104,9 @@ def demo() -> None:
 
     # 没停过的
     wanted = [torch.rand(1).item() for _ in range(3)]
-    wanted_python = random.random()
+    wanted_python = random.random()  # 两个发生器要一起对上
     # 停电：状态早已不在原处
-    torch.manual_seed(999)
+    torch.manual_seed(999)  # 像是另一个进程
     random.seed(999)
     lost = [torch.rand(1).item() for _ in range(3)]
     # 放回
@@ -105,19 +115,19 @@ def demo() -> None:
     print("② 接下来的三个数")
     for what, numbers in (("没停过", wanted), ("没放回", lost), ("放回了", found)):
         print(f"   {what} " + " ".join(f"{number:.6f}" for number in numbers))
-    assert found == wanted != lost
-    assert random.random() == wanted_python
+    assert found == wanted != lost  # 恰好相等，不是接近
+    assert random.random() == wanted_python  # Python 的也接上了
 
     print("③ 同一个 dropout，中间「评估」一次（抽掉一千个数）")
     state, x = random_state(), torch.ones(12)
-    plain = torch.nn.functional.dropout(x, 0.5)
+    plain = torch.nn.functional.dropout(x, 0.5)  # ■ 留下，· 丢掉
     set_random_state(state)
     torch.rand(1000)
-    disturbed = torch.nn.functional.dropout(x, 0.5)
+    disturbed = torch.nn.functional.dropout(x, 0.5)  # 状态已被评估推走
     set_random_state(state)
     with kept_random_state():
         torch.rand(1000)
-    protected = torch.nn.functional.dropout(x, 0.5)
+    protected = torch.nn.functional.dropout(x, 0.5)  # 评估抽过的都还回去了
     for what, kept in (("不评估", plain), ("随手评估", disturbed), ("护着评估", protected)):
         print(f"   {what:　<4} " + "".join("■" if value else "·" for value in kept.tolist()))
     assert torch.equal(plain, protected)
