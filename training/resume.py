@@ -45,14 +45,15 @@ def save_run(trainer: Trainer, total_seconds: float) -> Path:
     """把现在的一切存成一个存档，返回它的目录；钩子可以往里添文件。
 
     错误：权重坏了 → ValueError；存不下 → OSError；已有的存档都不受影响
+    约定：total_seconds 由循环给：它含评估与存档，只有循环知道从何时算起
     """
     assert trainer.run_dir is not None
     state, step = trainer.state, trainer.take_step
     progress = {
-        **state.to_dict(),
-        "total_seconds": total_seconds,
-        "scaler": step.scaler.state_dict(),
-        "description": _describe(trainer),
+        **state.to_dict(),  # 步数、最好的损失、各种计数
+        "total_seconds": total_seconds,  # 秒，含续训之前的
+        "scaler": step.scaler.state_dict(),  # fp16 的放大倍数，也是状态
+        "description": _describe(trainer),  # 续训时逐项比对的就是它
         # 整张配置单只供人看：比对用的是描述里影响权重的那些
         "settings": trainer.config.to_dict(),
     }
@@ -62,11 +63,11 @@ def save_run(trainer: Trainer, total_seconds: float) -> Path:
         trainer.model,
         step.optimizer,
         progress,
-        tokenizer=trainer.tokenizer,
+        tokenizer=trainer.tokenizer,  # 有了它，存档可以直接拿来生成
         # 验证损失只属于量过的那一步：上一次量的，不能算在这一步头上
         val_loss=state.val_loss if state.last_evaluated == state.step else None,
         keep_last=trainer.config.keep_last,
-        write_more=lambda temporary: trainer.tell("write_files", temporary),
+        write_more=lambda temporary: trainer.tell("write_files", temporary),  # 清单写在它们之后
     )
 
 
@@ -74,6 +75,7 @@ def restore_run(trainer: Trainer, *, allow_changes: bool) -> None:
     """从最新的好存档放回一切；与现在的描述不同就拒绝，除非明说允许。
 
     错误：存档全坏了、不是同一次训练、放不进这个模型 → ValueError；此时什么也没有动
+    约定：allow_changes 时差别照样说出来，只是不拦
     """
     assert trainer.run_dir is not None
     # ① 找：坏的跳过，跳过了哪个要说
@@ -81,7 +83,7 @@ def restore_run(trainer: Trainer, *, allow_changes: bool) -> None:
     assert checkpoint is not None, "RunDirectory refuses to resume without checkpoints"
     saved: dict[str, Any] = read_json(checkpoint.directory / TRAINER_FILE)
     # ② 比：取指纹要知道走到了第几步，所以先看步数
-    state = TrainState.from_dict(saved)
+    state = TrainState.from_dict(saved)  # 还没有交给 trainer
     now = _describe(trainer, state.step)
     refused, warned = compare_runs(saved["description"], now)
     if refused and not allow_changes:
@@ -93,19 +95,23 @@ def restore_run(trainer: Trainer, *, allow_changes: bool) -> None:
     for note in [*refused, *warned]:
         trainer.warn(f"resumed with a difference: {note}")
     # ③ 放回
+    # 权重与随机数若放不进去会抛错，所以计数最后才换：不留半新半旧的 Trainer
     load_checkpoint(checkpoint.directory, trainer.model, trainer.take_step.optimizer)
     trainer.take_step.scaler.load_state_dict(saved["scaler"])
-    trainer.state = state
+    trainer.state = state  # 从这一步接着走
 
 
 def _describe(trainer: Trainer, step: int | None = None) -> dict[str, Any]:
-    """这次训练的描述；取指纹用的，是走完第 step 步时刚用过的最后一批。"""
+    """这次训练的描述；取指纹用的，是走完第 step 步时刚用过的最后一批。
+
+    公式：编号 = step·A − 1，A 是 grad_accumulation；第 s 步用的是第 sA … sA+A−1 批
+    """
     steps = trainer.state.step if step is None else step
     if trainer.config.overfit_one_batch:
         steps = 1  # 只有那一批
     return describe_run(
         trainer.config,
-        plain_model(trainer.model),
+        plain_model(trainer.model),  # 编译与否不算差别
         trainer.device,
         trainer.precision,
         tokenizer=trainer.tokenizer,
