@@ -10,7 +10,7 @@ $$L_{\text{val}} = \frac{\sum_b S_b}{\sum_b n_b}, \qquad
                    └ 该停在这里：提前停（early stop）与「最好的存档」都看它
 
 三件容易做错的事：
-    关掉 dropout         评估时不该随机丢东西：model.eval()，量完再换回来
+    关掉 dropout         评估时不该随机丢东西：model.eval()，量完再换回来  # 关掉 dropout
     不动训练的随机数     否则「隔多少步评估一次」就会改变权重；放在 kept_random_state() 里做
     按题数平均           最后一批往往不满；先求各批的平均再平均，那几道题就重了许多
 
@@ -46,8 +46,8 @@ __all__ = ["HeldOutLoss", "held_out_loss"]
 class HeldOutLoss(NamedTuple):
     """每道题的平均损失，与一共几道题。"""
 
-    loss: float
-    n_targets: int
+    loss: float  # 自然对数，每道题的平均；困惑度是它的指数
+    n_targets: int  # 题数：数字有多可信，看它
 
 
 @torch.no_grad()
@@ -63,21 +63,25 @@ def held_out_loss(
 ) -> HeldOutLoss | None:
     """把 batches 走一遍（至多 limit 批），返回平均损失；半路 should_stop() 为真就放弃，返回 None。
 
+    公式：L = Σ S_b / Σ n_b；不是各批平均的平均
+    类型：损失在设备上求和，取回之后用 Python 的双精度浮点数相加
+    约定：model 出来时还在原来的模式（训练或评估），随机数也在原处，出了错也一样
     错误：一道题也没有 → ValueError
 
     为什么是 no_grad 而不是 inference_mode：后者里建的张量不能再求导，若模型趁评估时建了
     缓存（例如更长的旋转表），回去训练就会出错
     """
-    was_training = model.training
-    losses: list[Tensor] = []
-    counts: list[Tensor | int] = []
-    model.eval()
+    was_training = model.training  # 调用者也许本来就在评估
+    losses: list[Tensor] = []  # 每批一个标量，还在设备上
+    counts: list[Tensor | int] = []  # 与 losses 一一对应
+    model.eval()  # 对照的也不能丢
     try:
         with kept_random_state():
-            for batch in islice(batches, limit):
-                if should_stop():
-                    return None
+            for batch in islice(batches, limit):  # limit 为 None 就走完
+                if should_stop():  # 留出集可能很大，等不到走完
+                    return None  # 半份数据的平均不可比，宁可没有
                 batch = batch.to(device)
+                # 与训练同样的精度：两条曲线才能放在一起看
                 with autocast_context(precision, device):
                     loss, n_targets = loss_fn(model, batch)
                 # 先攒着，最后一次取回：逐批地取，GPU 每批都要停一下
@@ -87,7 +91,7 @@ def held_out_loss(
         # 出了错也要换回来，否则接着训练就没有 dropout 了
         model.train(was_training)
     sums, numbers, _ = fetch(losses, counts, None)
-    total = sum(numbers)
+    total = sum(numbers)  # 全部题数，当分母
     if not total:
         raise ValueError("the held-out batches have no targets: nothing to evaluate on")
     # fsum 用足够的位数加：几千批的舍入误差不该积起来
@@ -97,7 +101,7 @@ def held_out_loss(
 def demo() -> None:
     """满批与半批：按题数平均才对；评估既不受 dropout 影响，也不影响 dropout。"""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(5, 8), nn.Dropout(0.5), nn.Linear(8, 5))
+    model = nn.Sequential(nn.Embedding(5, 8), nn.Dropout(0.5), nn.Linear(8, 5))  # dropout 故意很大
     ids = torch.randint(5, (11,))
     pieces = [torch.arange(0, 8), torch.arange(8, 10)]  # 一批八道题，一批只有两道
 
@@ -112,18 +116,18 @@ def demo() -> None:
     model.eval()
     with torch.no_grad():
         each = [loss_fn(model, piece)[0].item() / len(piece) for piece in pieces]
-        whole = loss_fn(model, torch.arange(10))[0].item() / 10
+        whole = loss_fn(model, torch.arange(10))[0].item() / 10  # 不分批
     model.train()
     print("① 十道题分成 8 与 2 两批")
     print(f"   按题数平均 {found.loss:.4f}，一次算完 {whole:.4f}，平均的平均 {sum(each) / 2:.4f}")
-    assert abs(found.loss - whole) < 1e-6
-    assert abs(sum(each) / 2 - whole) > 1e-3
+    assert abs(found.loss - whole) < 1e-6  # 只差舍入
+    assert abs(sum(each) / 2 - whole) > 1e-3  # 差的是做法，不是舍入
 
     print("② 评估两次，中间照样训练：数字不变，训练的随机数也不变")
     state = torch.get_rng_state()
     again = held_out_loss(model, loss_fn, pieces, device=cpu)
     assert again == found
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state)  # 不影响以后的 dropout
     assert model.training
     print(f"   两次都是 {found.loss:.4f}；随机数还在原处，模型也换回了训练模式")
 
