@@ -60,32 +60,40 @@ __all__ = [
 ]
 
 CHECKPOINT_KIND = "checkpoint"  # 写进清单，与模型目录、词元分片区分
-TRAINER_FILE = "trainer.json"
-STEP_NAME = re.compile(r"step-(\d{6,})")
+TRAINER_FILE = "trainer.json"  # 计数、配置、描述；与张量分开放
+STEP_NAME = re.compile(r"step-(\d{6,})")  # 临时的、改过名的都匹配不上
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """磁盘上的一个存档：第几步、在哪里、当时的验证损失（没有评估过就是 None）。"""
 
-    step: int
-    directory: Path
-    val_loss: float | None
+    step: int  # 权重走完了几步
+    directory: Path  # 整个目录才是存档，缺一个文件都不算
+    val_loss: float | None  # 越小越好
 
 
 def step_directory(run_dir: Path, step: int) -> Path:
-    """第 step 步的存档放在哪里；补足六位，按名字排也就是按步数排。"""
+    """第 step 步的存档放在哪里；补足六位，按名字排也就是按步数排。
+
+    约定：六位不够用时照实变长；列表按数而不按名字排，所以次序仍然是对的
+    """
     return run_dir / f"step-{step:06d}"
 
 
 def list_checkpoints(run_dir: Path | str) -> list[Checkpoint]:
-    """写完了的存档，按步数从早到晚；只读清单，还没有核对内容。"""
+    """写完了的存档，按步数从早到晚；只读清单，还没有核对内容。
+
+    约定：目录不存在就是空列表；坏了的也在列表里，读之前要 verify_checkpoint
+    代价：每个存档只读一个小文件，所以随时可以问
+    """
     found = []
-    for directory in Path(run_dir).glob("step-*"):
+    for directory in Path(run_dir).glob("step-*"):  # glob 的次序不定，最后再排
         match = STEP_NAME.fullmatch(directory.name)
         # 没有清单的，是删到一半的残骸，或不是我们写的
         if match is None or not (directory / MANIFEST).is_file():
             continue
+        # 步数从名字取：清单也许坏了，名字总还在
         found.append(Checkpoint(int(match[1]), directory, _recorded_loss(directory)))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
@@ -94,7 +102,7 @@ def _recorded_loss(directory: Path) -> float | None:
     """清单里记的验证损失；清单若已损坏就当没有，留给核对时去报告。"""
     try:
         value = read_json(directory / MANIFEST).get("val_loss")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError):  # 不是 JSON，或不是字典
         return None
     # bool 也是 int；损坏的清单里什么都可能有
     return float(value) if isinstance(value, (int, float)) else None
@@ -106,7 +114,7 @@ def verify_checkpoint(directory: Path) -> dict[str, Any]:
     错误：缺文件、大小或 SHA-256 不符、清单与 trainer.json 说法不同 → ValueError，写明是哪个文件
     """
     # ① 每个文件与清单相符
-    manifest = verify_manifest(directory, kind=CHECKPOINT_KIND)
+    manifest = verify_manifest(directory, kind=CHECKPOINT_KIND)  # 读遍全部文件
     # ② 清单自己：它多说的话，trainer.json 里都有一份
     progress = read_json(directory / TRAINER_FILE)
     claimed = {key: manifest[key] for key in manifest if key not in ("format", "version", "files")}
@@ -129,11 +137,11 @@ def latest_checkpoint(
     参数：warn 收到每一句警告；不给就用 warnings.warn
     错误：有存档，但个个都坏了 → ValueError，逐个写明坏在哪里
     """
-    problems = []
-    for checkpoint in reversed(list_checkpoints(run_dir)):
+    problems = []  # 个个都坏时，要一次列全
+    for checkpoint in reversed(list_checkpoints(run_dir)):  # 从最新的往回试
         try:
             verify_checkpoint(checkpoint.directory)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError) as error:  # 坏了，或读不出来
             problems.append(str(error))
             message = f"{error}; falling back to the checkpoint before it"
             if warn is None:
@@ -149,23 +157,32 @@ def latest_checkpoint(
 
 
 def best_checkpoint(run_dir: Path | str) -> Checkpoint | None:
-    """验证损失最小的一个；都没有评估过则 None。一样小时取较晚的。"""
+    """验证损失最小的一个；都没有评估过则 None。一样小时取较晚的。
+
+    公式：arg minₛ val_loss(s)
+    约定：只看清单，不核对内容；要用它的人自己核对（load_weights 会）
+    """
     best = None
     for checkpoint in list_checkpoints(run_dir):
-        if checkpoint.val_loss is None:
+        if checkpoint.val_loss is None:  # 没量过的不参加比较
             continue
+        # ≤ 而不是 <：一样好时，练得久的那个多看了些数据
         if best is None or checkpoint.val_loss <= (best.val_loss or 0.0):
             best = checkpoint
     return best
 
 
 def remove_old_checkpoints(run_dir: Path, keep_last: int) -> list[Path]:
-    """只留最近 keep_last 个与最好的一个；返回删掉的。"""
+    """只留最近 keep_last 个与最好的一个；返回删掉的。
+
+    约定：最好的若就在最近几个里，便不另占一个名额
+    约定：只在新的存好、核对过之后调用，否则可能把唯一完好的删掉
+    """
     found = list_checkpoints(run_dir)
-    kept = {checkpoint.directory for checkpoint in found[-keep_last:]}
+    kept = {checkpoint.directory for checkpoint in found[-keep_last:]}  # 续训要用的
     best = best_checkpoint(run_dir)
     if best is not None:
-        kept.add(best.directory)
+        kept.add(best.directory)  # 练完了要用的
     old = [checkpoint.directory for checkpoint in found if checkpoint.directory not in kept]
     for directory in old:
         remove_checkpoint(directory)
@@ -175,7 +192,7 @@ def remove_old_checkpoints(run_dir: Path, keep_last: int) -> list[Path]:
 def remove_checkpoint(directory: Path) -> None:
     """先改成临时的名字，再删：死在半路，剩下的也不像一个存档，下次开始时会扫掉。"""
     doomed = directory.with_name(f"{directory.name}.tmp-{secrets.token_hex(4)}")
-    os.replace(directory, doomed)
+    os.replace(directory, doomed)  # 一下子的事：要么还是存档，要么不是
     # Windows 上若有别的程序正读着，删不掉也不要紧：名字已经换了
     shutil.rmtree(doomed, ignore_errors=True)
 
@@ -184,7 +201,7 @@ def demo() -> None:
     """五个假的存档（只有 trainer.json）：看列表、删旧、翻一个比特、清单自己坏了。"""
     with tempfile.TemporaryDirectory() as name:
         run = Path(name)
-        losses = {100: 3.0, 200: 2.5, 300: 2.1, 400: 2.3, 500: 2.2}
+        losses = {100: 3.0, 200: 2.5, 300: 2.1, 400: 2.3, 500: 2.2}  # 最好的在中间
         for step, loss in losses.items():
             facts = {"step": step, "val_loss": loss}
             with atomic_directory(
@@ -193,8 +210,8 @@ def demo() -> None:
                 write_json(temporary / TRAINER_FILE, facts)
 
         # 断电留下的半成品、别人的目录，都不算
-        (run / "step-000600.tmp-0a1b").mkdir()
-        (run / "step-000700").mkdir()
+        (run / "step-000600.tmp-0a1b").mkdir()  # 写到一半
+        (run / "step-000700").mkdir()  # 没有清单
         print("① 列表：" + "，".join(f"{c.step} 步 {c.val_loss}" for c in list_checkpoints(run)))
         assert [c.step for c in list_checkpoints(run)] == [100, 200, 300, 400, 500]
 
@@ -206,17 +223,17 @@ def demo() -> None:
         print("③ 最新的翻转一个比特：")
         file = step_directory(run, 500) / TRAINER_FILE
         damaged = bytearray(file.read_bytes())
-        damaged[10] ^= 1
+        damaged[10] ^= 1  # 磁盘上一个比特翻了，大小没变
         file.write_bytes(damaged)
-        heard: list[str] = []
+        heard: list[str] = []  # 收下警告，看它说了什么
         latest = latest_checkpoint(run, heard.append)
         print(f"   {heard[0].replace(name, '…')[:88]}")
         assert latest is not None
-        assert latest.step == 400
+        assert latest.step == 400  # 退回前一个
 
         print("④ 清单里的验证损失 2.3 被改成 0.3（想冒充最好的）：")
         manifest = step_directory(run, 400) / MANIFEST
-        manifest.write_bytes(manifest.read_bytes().replace(b"2.3", b"0.3"))
+        manifest.write_bytes(manifest.read_bytes().replace(b"2.3", b"0.3"))  # 文件都没动
         try:
             verify_checkpoint(step_directory(run, 400))
         except ValueError as error:
