@@ -43,14 +43,17 @@ from training.checkpoint_list import list_checkpoints, remove_checkpoint
 
 __all__ = ["RunDirectory"]
 
-LOCK_FILE = ".lock"
-OWNER_FILE = ".owner.json"
+LOCK_FILE = ".lock"  # 留着空文件也不碍事：算数的是锁，不是文件
+OWNER_FILE = ".owner.json"  # 写给人看的，不拿它做判断
 # 重新开始时，除了存档还要清掉的：都是上一次训练留下的
 OWN_FILES = ("metrics.jsonl", "loss.png", "samples.txt")
 
 
 class RunDirectory:
-    """一次训练的目录；用 claimed() 占住它，出来时自动放开。"""
+    """一次训练的目录；用 claimed() 占住它，出来时自动放开。
+
+    约定：建这个对象什么也不做，目录也不碰；一切检查都在 claimed() 里
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -59,41 +62,48 @@ class RunDirectory:
     def claimed(self, *, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
         """占住目录；里面的检查都过了才进得来。
 
+        约定：出来时（包括出错）锁一定放开；存档与日志都留着
+        约定：overwrite 只删自己认得的文件，目录里别人的东西不动
         错误：不能写、别人占着、要续训而没有存档、要从头练而已有存档 → ValueError
         """
+        # 用 & 而不用 and：前一个为假，后一个的类型也要查到
         if check_bool("resume", resume) & check_bool("overwrite", overwrite):
             raise ValueError("resume and overwrite contradict each other; choose one")
         # ① 续训一个不存在的目录：先查，免得顺手把它建了出来
         if resume and not self.path.is_dir():
             raise ValueError(f"cannot resume: the run directory {self.path} does not exist")
-        self._check_writable()
-        lock = FileLock(str(self.path / LOCK_FILE))
+        self._check_writable()  # 锁也是文件，写不了就占不住
+        lock = FileLock(str(self.path / LOCK_FILE))  # 还没有占，只是备好
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=0)  # 不等：人还在屏幕前，马上告诉他
         except Timeout:
             raise ValueError(
                 f"{self.path} is in use by another run ({self._owner()}); "
                 "wait until it ends, or choose another directory"
-            ) from None
+            ) from None  # 锁库自己的错误帮不上人
         try:
             # ② 占住了，留下名字
-            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            now = time.strftime("%Y-%m-%d %H:%M:%S")  # 本地时间，给人看
             owner = {"pid": os.getpid(), "host": platform.node(), "since": now}
             write_json(self.path / OWNER_FILE, owner)
-            sweep_temporaries(self.path)
+            sweep_temporaries(self.path)  # 占住之后，半成品一定没有主人
             self._settle_old_checkpoints(resume=resume, overwrite=overwrite)
-            yield self.path
+            yield self.path  # 训练就在这里面
         finally:
             # ③ 先擦掉名字再放锁：反过来，会擦掉下一个人的
             (self.path / OWNER_FILE).unlink(missing_ok=True)
             lock.release()
 
     def _check_writable(self) -> None:
-        """真的写一个临时文件试试；只看权限位是不够的（只读的磁盘、配额、网络盘）。"""
+        """真的写一个临时文件试试；只看权限位是不够的（只读的磁盘、配额、网络盘）。
+
+        约定：临时文件用完即无；目录没有就建
+        错误：建不了、写不进 → ValueError，带上操作系统说的原因
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path) as file:
-                file.write(b"probe")
+            with tempfile.TemporaryFile(dir=self.path) as file:  # 写在同一块盘上才算数
+                file.write(b"probe")  # 建得了不等于写得进
         except OSError as error:
             raise ValueError(
                 f"the run directory {self.path} cannot be written to: {error.strerror or error}; "
@@ -105,30 +115,37 @@ class RunDirectory:
         try:
             owner = read_json(self.path / OWNER_FILE)
             return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-        except (ValueError, KeyError, TypeError, OSError):
-            return "unknown process"
+        except (ValueError, KeyError, TypeError, OSError):  # 说明文字坏了不该挡路
+            return "unknown process"  # 照样拒绝，只是说不出是谁
 
     def _settle_old_checkpoints(self, *, resume: bool, overwrite: bool) -> None:
-        """已有的存档怎么办：三种情况，没有一种是悄悄的。"""
+        """已有的存档怎么办：三种情况，没有一种是悄悄的。
+
+        有存档吗    resume          overwrite       都没说
+        有          接着练          删掉，从头练    拒绝
+        没有        拒绝            从头练          从头练
+        """
         found = list_checkpoints(self.path)
         if resume:
+            # ① 续训：至少要有一个；坏没坏，由 resume.py 核对
             if not found:
                 raise ValueError(
                     f"cannot resume: {self.path} holds no checkpoint (step-*/manifest.json); "
                     "check the path, or start without resume"
                 )
             return
+        # ② 从头练：练好的东西不许不声不响地没了
         if found and not overwrite:
             raise ValueError(
                 f"{self.path} already holds checkpoints, the latest is "
                 f"{found[-1].directory.name}; resume it, choose another directory, or say "
                 "overwrite to delete them and start again"
             )
-        # 从头开始：上一次的曲线也不该留在这一次的图里
-        for checkpoint in found:
+        # ③ 从头开始：上一次的曲线也不该留在这一次的图里
+        for checkpoint in found:  # 先改名再删，死在半路也不留残骸
             remove_checkpoint(checkpoint.directory)
         for name in OWN_FILES:
-            (self.path / name).unlink(missing_ok=True)
+            (self.path / name).unlink(missing_ok=True)  # 没有也不要紧
 
 
 def demo() -> None:
@@ -142,10 +159,10 @@ def demo() -> None:
             print(f"   {what} → {str(error).replace(name, '…').split(';')[0]}")
 
     with tempfile.TemporaryDirectory() as name:
-        run = Path(name, "my-run")
+        run = Path(name, "my-run")  # 还不存在
         print("① 进门的检查")
         attempt("从头练，目录还没有", run)
-        assert run.is_dir()
+        assert run.is_dir()  # 从头练：目录顺手建好了
         attempt("续训，可是没有存档", run, resume=True)
         attempt("续训，目录写错了　", Path(name, "my-rnu"), resume=True)
         # 写错的目录不会被顺手建出来
@@ -154,20 +171,20 @@ def demo() -> None:
         attempt("目录其实是个文件　", Path(name, "file"))
 
         print("② 两次训练用同一个目录，后来的要等")
-        with RunDirectory(run).claimed():
+        with RunDirectory(run).claimed():  # 先来的占着
             try:
                 with RunDirectory(run).claimed():
                     raise AssertionError("two runs must not share a directory")
             except ValueError as error:
                 message = str(error)
-        assert str(os.getpid()) in message
+        assert str(os.getpid()) in message  # 占着的就是本进程
         print(f"   后来的知道是谁占着：进程号在那句话里吗？{str(os.getpid()) in message}")
         # 放开之后就能用了；断电留下的半成品，进门时已扫掉
         (run / "step-000100.tmp-0a1b").mkdir()
         with RunDirectory(run).claimed():
             left = sorted(path.name for path in run.iterdir() if not path.name.startswith("."))
         print(f"   放开之后又能用；断电留下的 step-000100.tmp-0a1b 还在吗？{bool(left)}")
-        assert left == []
+        assert left == []  # 半成品扫掉了
 
 
 if __name__ == "__main__":
