@@ -187,6 +187,7 @@ class PlotHook(Hook):
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         """只记数，不画：画图比走一步慢得多，步步都画，训练就成了画图。"""
+        # 报告里已是普通的数，不是张量：留着也不占显存
         self.curves.add("train", report.step, report.loss)
         self.curves.add("learning_rate", report.step, report.learning_rate)
         self.curves.add("grad_norm", report.step, report.grad_norm)
@@ -214,6 +215,7 @@ class PlotHook(Hook):
         """有点才画；一步没走就停下的训练，不留一张空图。"""
         if self.path is None or not (self.curves.train or self.curves.val):
             return
+        # 整张重画：点都在内存里，不必在旧图上接着描
         draw_curves(self.curves, self.path, grad_clip=trainer.config.grad_clip)
         self._drawn = time.monotonic()  # 画完才计时：画得慢，也不会接连地画
 
@@ -262,8 +264,8 @@ def demo() -> None:
     import tempfile
 
     curves = example_curves()
-    raw = [value for _, value in curves.train]
-    soft = smooth(raw)
+    raw = [value for _, value in curves.train]  # 每步的损失，很抖
+    soft = smooth(raw)  # 图上的深色线
 
     def roughness(values: Sequence[float]) -> float:
         # 抖不抖，看相邻两点差多少；趋势本身每步只动一点，不影响比较
@@ -274,6 +276,7 @@ def demo() -> None:
     print(f"   原始 {roughness(raw):.3f}，平滑 {roughness(soft):.3f}")
     assert roughness(soft) < 0.25 * roughness(raw)
 
+    # 只看训练损失，看不出第几步该停：它一直在降
     best = min(curves.val, key=lambda point: point[1])
     print("② 验证损失先降后升：再练就是背书")
     for step, value in curves.val[::2]:
