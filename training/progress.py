@@ -15,7 +15,7 @@ NaN 不进平均：进了一次，以后就全是 NaN。
     屏幕是终端        一行进度条，原地刷新，每秒至多几次：刷新也要时间
     不是（管道、文件） 隔一阵子打一行，整个训练几十行；日志里没有一堆回车
 
-形状：每一步只收三个数（损失、词元数、秒），不碰张量；所以显示进度不会让显卡停下来等。
+形状：每一步只收三个数（损失、词元数、秒），不碰张量；所以显示进度不会再让显卡停下来等。
 
     StepReport ─▶ 三个平均（损失、词元数、秒）─▶ _status 写成一句 ─┬▶ 进度条
                                                                   └▶ 或一行字
@@ -123,7 +123,7 @@ class ProgressHook(Hook):
         self.loss.add(report.loss)  # 跳过的步可能是 NaN，Smoothed 自己会挡
         self.tokens.add(report.n_tokens)  # 这一步的词元数
         self.seconds.add(report.seconds)  # 不含评估与存档
-        # ① 终端：按时间刷新，不按步数；一步有多快，差别可以有几千倍
+        # ① 终端：按时间刷新，不按步数；一步是几毫秒还是几分钟，都一样看
         if self.bar is not None:
             now = time.perf_counter()
             if now - self._refreshed >= REFRESH_SECONDS:
@@ -228,7 +228,7 @@ def short(number: float) -> str:
 
 def clock(seconds: float) -> str:
     """秒 → 时:分:秒；小时不进位成天，看着仍是一个数。"""
-    whole = max(0, round(seconds))  # 估出来的时间可能略小于 0
+    whole = max(0, round(seconds))  # 负的时间没有意义，按 0 写
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
