@@ -15,6 +15,12 @@ r"""怎样把每一步的数字留下来，又不怕半路断电？——一行�
                    └── 截掉 ──────┘
     续训           │ 201 …
 
+    写的一边   字典 ─ encode_line ─▶ 一行 ─ flush ─▶ 操作系统 ─▶ 磁盘
+    读的一边   磁盘 ─▶ 逐行 json.loads ─▶ 认得的留下，认不得的（半行）跳过
+
+进程被杀，交给操作系统的行都还在；整台机器断电，最后几行也可能没到磁盘。每行都等磁盘（fsync）
+太慢，而丢的只是记录，权重由存档保护，续训会把那几步重走、重写。
+
 NaN 写成 null：JSON 里没有 NaN，写进去别的语言就读不了。
 
 用法：import json; [json.loads(line) for line in open("runs/a/metrics.jsonl")]，或 read_metrics。
@@ -39,31 +45,39 @@ if TYPE_CHECKING:
 
 __all__ = ["METRICS_FILE", "MetricsHook", "read_metrics"]
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"  # 画图与续训也按这个名字找
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     """读回各行；最后的半行（断电时没写完的）与坏行跳过。
 
+    类型：每行一个字典，至少有整数的 step；其余的键看这一行记的是什么
     错误：文件不在 → FileNotFoundError
     """
     records = []
+    # 断在一个汉字中间时，末尾不是完整的 UTF-8：换成替代字符，别让整个文件读不了
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            continue
+            continue  # 半行不是完整的 JSON，认得出来
+        # 没有步数的行不知道放在哪里；半行碰巧是合法的 JSON（例如一个数）也在此拦下
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             records.append(record)
     return records
 
 
 def encode_line(facts: dict[str, Any]) -> str:
-    """一行；NaN 与无穷大写成 null。"""
+    """一行；NaN 与无穷大写成 null。
+
+    约定：只看最外面一层的浮点数；末尾带换行，接着写就是下一行
+    错误：里层藏着 NaN → json 抛 ValueError，不会写出别人读不了的文件
+    """
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in facts.items()
     }
+    # 不转义汉字：用文本编辑器打开也读得懂
     return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -71,50 +85,59 @@ class MetricsHook(Hook):
     """把每一步、每次评估、每句警告写进 metrics.jsonl。
 
     参数：path 默认是训练目录里的 metrics.jsonl；every 隔多少步记一行（评估与警告总是记）
+    约定：on_start 打开、on_end 关上；没开始就来的话不记，也不报错
     """
 
     def __init__(self, path: Path | str | None = None, *, every: int = 1) -> None:
         self.path = None if path is None else Path(path)
-        self.every = every
-        self._file: TextIO | None = None
+        self.every = every  # 步
+        self._file: TextIO | None = None  # 一直开着：每步都开一次文件太慢
 
     def on_start(self, trainer: Trainer) -> None:
-        """打开文件：从头练就清空，续训就截到存档的那一步。"""
+        """打开文件：从头练就清空，续训就截到存档的那一步。
+
+        错误：没有给 path，Trainer 也没有 run_dir → ValueError：没有地方写
+        """
         if self.path is None:
             if trainer.run_dir is None:
                 raise ValueError("MetricsHook needs a path, or a Trainer with a run_dir")
             self.path = trainer.run_dir / METRICS_FILE
-        done, kept = trainer.state.step, []
+        # ① 留下存档之前的：之后的几步还会再走一遍，再写一遍
+        done, kept = trainer.state.step, []  # done = 0 就是从头练，什么也不留
         if done and self.path.is_file():
             kept = [record for record in read_metrics(self.path) if record["step"] <= done]
-        # 先写在旁边再换上：截断到一半断电，旧的还在
+        # ② 先写在旁边再换上：截断到一半断电，旧的还在
         write_text(self.path, "".join(map(encode_line, kept)))
+        # ③ 换行一律用 \n：在 Windows 上写的文件，拿到别处也逐字节相同
         self._file = open(self.path, "a", encoding="utf-8", newline="\n")
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        """一步一行；跳过的步写明原因与窗口。"""
+        """一步一行；跳过的步写明原因与窗口。
+
+        约定：坏的步总是记，不管 every；少见，却正是事后要找的
+        """
         if report.skipped:
             self._write(
                 {
                     "step": report.step,
-                    "skipped": report.problem,
-                    "window_ids": list(report.window_ids),
+                    "skipped": report.problem,  # 例如损失是 NaN
+                    "window_ids": list(report.window_ids),  # 凭它回到原文，看是哪一段
                 }
             )
         elif report.step % self.every == 0:
             self._write(
                 {
                     "step": report.step,
-                    "loss": report.loss,
+                    "loss": report.loss,  # 更新之前，每道题的平均
                     "learning_rate": report.learning_rate,
-                    "grad_norm": report.grad_norm,
-                    "tokens": trainer.state.tokens_seen,
-                    "seconds": round(report.seconds, 6),
+                    "grad_norm": report.grad_norm,  # 裁剪之前
+                    "tokens": trainer.state.tokens_seen,  # 累计，含续训之前的
+                    "seconds": round(report.seconds, 6),  # 这一步；到微秒就够了
                 }
             )
 
     def on_evaluate(self, trainer: Trainer, report: EvaluationReport) -> None:
-        """一次评估一行。"""
+        """一次评估一行；与那一步的训练行分开写，读的时候按键区分。"""
         self._write(
             {"step": report.step, "val_loss": report.loss, "bits_per_byte": report.bits_per_byte}
         )
@@ -124,12 +147,13 @@ class MetricsHook(Hook):
         self._write({"step": trainer.state.step, "warning": message})
 
     def on_end(self, trainer: Trainer, result: TrainResult | None) -> None:
-        """关好文件。"""
+        """关好文件；出了错也会走到这里，写过的行一行不少。"""
         if self._file is not None:
             self._file.close()
-            self._file = None
+            self._file = None  # 再来的话不记
 
     def _write(self, facts: dict[str, Any]) -> None:
+        """写一行，立刻交出去；整行一次写，不会两半之间插进别的。"""
         if self._file is not None:
             self._file.write(encode_line(facts))
             # 交给操作系统：进程被杀，写过的行还在
@@ -145,11 +169,13 @@ def demo() -> None:
         return SimpleNamespace(run_dir=Path(name), state=SimpleNamespace(step=step, tokens_seen=0))
 
     def steps(hook: MetricsHook, first: int, last: int) -> None:
+        # 损失编成 3/步数：一眼看出哪一行是哪一步的
         for step in range(first, last + 1):
             hook.on_step(trainer_at(step), StepReport(step, 3.0 / step, 1e-3, 0.5, 64, 0.01))
 
     with tempfile.TemporaryDirectory() as name:
         path = Path(name, METRICS_FILE)
+        # 第一次训练：七步好的，第八步损失是 NaN
         hook = MetricsHook()
         hook.on_start(trainer_at(0))
         steps(hook, 1, 7)
@@ -167,6 +193,7 @@ def demo() -> None:
         print(f"② 断电留下半行；读得到的还有 {len(read_metrics(path))} 行")
         assert len(read_metrics(path)) == 8
 
+        # 第 6 … 8 步写过，却没有存档：续训会重走，旧的几行必须先截掉
         print("③ 存档是第 5 步的，从那里续训，走到第 9 步")
         hook = MetricsHook()
         hook.on_start(trainer_at(5))
