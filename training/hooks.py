@@ -18,6 +18,13 @@ r"""现成的钩子（hook）有哪些？——进度条、日志、画图、写
 否则「训练要用推理、推理要用训练」就绕成了圈。写样例会抽随机数，所以放在 kept_random_state() 里：
 写不写样例，练出来的权重都一样。
 
+    训练循环 ── on_step ─────▶ 每一个钩子，按给的次序
+             ◀─ message ────── 写样例、看梯度的：「有一段话」
+             ── on_message ──▶ ProgressHook：打在屏幕上
+
+「话从哪里来」与「话打在哪里」也分开：SampleHook 不打印，只交给 trainer.message；
+换成网页或日志文件，改听话的那个钩子就够了。
+
 论文：回调 — Howard & Gugger, *fastai: A Layered API*, arXiv:2002.04688。
 
 改哪里：自己写一个 → 继承 hook_base.py 的 Hook，只写要听的方法。
@@ -61,7 +68,10 @@ __all__ = [
 
 
 def standard_hooks(*, saved: bool = True) -> list[Hook]:
-    """最常用的几个；saved=False 时不写文件（没有训练目录时用）。"""
+    """最常用的几个；saved=False 时不写文件（没有训练目录时用）。
+
+    约定：每次都建新的。钩子记着这次训练的数，两个 Trainer 共用一个就会混在一起
+    """
     hooks: list[Hook] = [ProgressHook(), DiagnosticsHook()]
     return [*hooks, MetricsHook(), PlotHook()] if saved else hooks
 
@@ -70,38 +80,46 @@ class SampleHook(Hook):
     """隔一阵子让模型写一段，看看它学会了什么；损失降了多少，不如读一段来得直接。
 
     参数：write 是 (模型) → 文字；every 隔多少步写一次，None = 每次评估之后
+    约定：write 里怎样抽随机数都不影响训练；抛出的异常会中止训练
+    错误：every 不是正整数 → ValueError
     """
 
     def __init__(self, write: Callable[[Any], str], every: int | None = None) -> None:
-        self.write = write
+        self.write = write  # 怎样生成由它定，这里不知道有分词器
         self.every = None if every is None else check_int("every", every, 1)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        """到了步数就写。"""
+        """到了步数就写；没有验证集、从不评估的训练，也能看到样例。"""
         if self.every is not None and report.step % self.every == 0:
             self._sample(trainer, report.step)
 
     def on_evaluate(self, trainer: Trainer, report: EvaluationReport) -> None:
-        """没有说隔多少步，就跟着评估写。"""
+        """没有说隔多少步，就跟着评估写：损失与样例一起看，最好对照。"""
         if self.every is None:
             self._sample(trainer, report.step)
 
     def _sample(self, trainer: Trainer, step: int) -> None:
+        """写一段，把模型与随机数都放回原样：看一眼，不该改变训练。"""
         was_training = trainer.model.training
         trainer.model.eval()  # 写的时候不用 dropout
         try:
+            # 不建计算图：只写不学，图只会白占内存
             with torch.no_grad(), kept_random_state():
                 text = self.write(trainer.model)
         finally:
+            # 写到一半出错也要放回，否则以后的训练悄悄没了 dropout
             trainer.model.train(was_training)
         trainer.message(f"--- sample at step {step} ---\n{text}\n---")
 
 
 class GradientNormHook(Hook):
-    """隔一阵子打一张表：各层的梯度有多长；哪一层是 0、哪一层特别长，一眼看出。"""
+    """隔一阵子打一张表：各层的梯度有多长；哪一层是 0、哪一层特别长，一眼看出。
+
+    公式：‖g‖ = √Σg²，按层合起来；看到的是裁剪之后的，各层的比例与裁剪之前相同
+    """
 
     def __init__(self, every: int = 100) -> None:
-        self.every = check_int("every", every, 1)
+        self.every = check_int("every", every, 1)  # 步；算一遍要等设备，不宜太勤
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         """梯度还在：下一步开始时才清。"""
@@ -119,6 +137,7 @@ class TensorBoardHook(Hook):
     """
 
     def __init__(self, directory: Path | str | None = None) -> None:
+        # 用到才装、才导入：没有它，别的钩子照常用
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -126,40 +145,46 @@ class TensorBoardHook(Hook):
                 "TensorBoard is not installed; pip install tensorboard, or leave it out: "
                 "metrics.jsonl and loss.png hold the same numbers"
             ) from None
-        self._make_writer = SummaryWriter
+        self._make_writer = SummaryWriter  # 留着类，开始时才建：一建就会写出文件
         self.directory = None if directory is None else Path(directory)
-        self._writer: Any = None
+        self._writer: Any = None  # on_start 打开，on_end 关上
 
     def on_start(self, trainer: Trainer) -> None:
-        """打开；续训时，存档之后的那些点作废（purge_step）。"""
+        """打开；续训时，存档之后的那些点作废（purge_step）。
+
+        错误：没有给 directory，Trainer 也没有 run_dir → ValueError
+        """
         directory = self.directory
         if directory is None:
             if trainer.run_dir is None:
                 raise ValueError("TensorBoardHook needs a directory, or a Trainer with a run_dir")
             directory = trainer.run_dir / "tensorboard"
+        # 从存档的下一步起会重走一遍；不作废，曲线就有一段来回
         purge = trainer.state.step + 1 if trainer.state.step else None
         self._writer = self._make_writer(str(directory), purge_step=purge)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        """一步三个数。"""
+        """一步三个数；名字里的斜线是分组，浏览器里同组的图放在一起。"""
+        # 跳过的步没有可画的损失
         if not report.skipped:
             self._add("train/loss", report.loss, report.step)
             self._add("train/learning_rate", report.learning_rate, report.step)
             self._add("train/grad_norm", report.grad_norm, report.step)
 
     def on_evaluate(self, trainer: Trainer, report: EvaluationReport) -> None:
-        """评估的两个数。"""
+        """评估的两个数；不知道每个词元合几个字节，就只有一个。"""
         self._add("validation/loss", report.loss, report.step)
         if report.bits_per_byte is not None:
             self._add("validation/bits_per_byte", report.bits_per_byte, report.step)
 
     def on_end(self, trainer: Trainer, result: TrainResult | None) -> None:
-        """关好文件。"""
+        """关好文件；还攒在内存里的点，这时写出去。"""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def _add(self, name: str, value: float, step: int) -> None:
+        """添一个点；横轴是步数，与 loss.png 相同，两边才好对照。"""
         self._writer.add_scalar(name, value, step)
 
 
@@ -169,14 +194,16 @@ def demo() -> None:
     from training.trainer import Trainer
 
     def loss_fn(model: nn.Module, places: torch.Tensor) -> tuple[torch.Tensor, int]:
-        logits = model(places % 5)
+        """学数数：看到 n，猜 n + 1，数到头从 0 再来。"""
+        logits = model(places % 5)  # (N, 5)
         loss = nn.functional.cross_entropy(logits, (places + 1) % 5, reduction="sum")
-        return loss, len(places)
+        return loss, len(places)  # 损失之和与题数，合批的事由训练循环做
 
     def write(model: nn.Module) -> str:
         """从 0 开始数，每次按模型的概率抽下一个。"""
         numbers = [0]
         for _ in range(9):
+            # 真的抽，而不是取最大的：这样才试得出随机数有没有放回
             chances = model(torch.tensor([numbers[-1]]))[0].softmax(-1)
             numbers.append(int(torch.multinomial(chances, 1)))
         return " ".join(map(str, numbers))
@@ -185,17 +212,20 @@ def demo() -> None:
         """自己写的钩子：收下样例，损失低于一半时喊一声。"""
 
         def __init__(self) -> None:
-            self.heard: list[str] = []
+            self.heard: list[str] = []  # 喊过的、听见的
 
         def on_step(self, trainer: Trainer, report: StepReport) -> None:
             if report.loss < 0.5 and not any("below" in text for text in self.heard):
                 self.heard.append(f"step {report.step}: below 0.5")
 
         def on_message(self, trainer: Trainer, text: str) -> None:
+            # 没有 ProgressHook 时，别的钩子说的话由它收下
             self.heard.append(text)
 
     def run(hooks: list[Hook]) -> nn.Module:
+        """同一个开头练一遍；两次之间只差有没有钩子。"""
         torch.manual_seed(0)
+        # 有 dropout 才看得出：写样例若多抽了随机数，后面的每一步都会不同
         model = nn.Sequential(nn.Embedding(5, 8), nn.Dropout(0.2), nn.Linear(8, 5))
         batches = lambda i: torch.arange(i * 8, i * 8 + 8)  # noqa: E731 - 一句话的数据
         config = TrainConfig(steps=40, learning_rate=0.05, schedule="constant", device="cpu")
@@ -209,6 +239,7 @@ def demo() -> None:
         print("\n".join(f"   {line}" for line in text.splitlines()))
     assert "0 1 2 3 4 0 1 2 3 4" in shout.heard[-2]  # 练到第 40 步，数得对了
 
+    # 看的人不该改变被看的：这是钩子最要紧的约定
     alone = run([])
     same = all(map(torch.equal, watched.parameters(), alone.parameters()))
     print(f"没有钩子再练一遍，权重逐比特相同：{same}（写样例抽的随机数，没有动 dropout）")
