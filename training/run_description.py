@@ -61,22 +61,24 @@ def describe_run(
     """描述这次训练；全是 JSON 写得下的值，随存档存下。
 
     参数：batch_index 是用来取指纹的那一批的编号，存档时取刚用过的一批
+    约定：同一次训练在同一步描述几遍都相同；不抽随机数，不动模型
+    类型：嵌套的字典，第一层是五栏，第二层是每一栏的各项
     """
     # ① 超参数：没有给的、"auto" 的，换成真正用的值；不然两种写法同一个意思，也会被当成不同
-    resolved = {name: config.to_dict()[name] for name in ARITHMETIC_FIELDS}
+    resolved = {name: config.to_dict()[name] for name in ARITHMETIC_FIELDS}  # 影响权重的那些
     resolved |= {"warmup_steps": config.warmup, "precision": precision}
     # decay_steps 只有 WSD 用得着
     resolved["decay_steps"] = config.decay if config.schedule == "wsd" else None
     description = {
         "config": resolved,
-        "model": describe_model(model),
+        "model": describe_model(model),  # 结构，不含权重的数值
         "data": {
             "batch": batch_fingerprint(batches(batch_index)),
             # 语料自己有指纹的（见 token_shard.py），连这一批没碰到的地方也担保了
             "corpus": getattr(batches, "fingerprint", None),
         },
         "tokenizer": {"fingerprint": None if tokenizer is None else tokenizer.fingerprint},
-        "environment": describe_environment(device),
+        "environment": describe_environment(device),  # 唯一只警告的一栏
     }
     # ② 从 JSON 走一遭：元组变成列表，与存过再读的那份才可比
     plain: dict[str, Any] = json.loads(json.dumps(description))
@@ -88,10 +90,11 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
     有配置的（GPT）逐个字段地记，差别说得出名字；没有的记整个结构的指纹
     """
-    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)  # 不认类名，只看有没有
     if callable(to_dict):
-        described = dict(to_dict())
+        described = dict(to_dict())  # 一个字段一项
     else:
+        # repr 里写着每一层的类型与尺寸；说不出差在哪里，但看得出有差别
         described = {"structure": sha256(repr(model).encode()).hexdigest()}
     # 零件自己的配置（例如每个 LoRA 适配器的），相同的只记一次
     parts = {
@@ -99,20 +102,24 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         for part in (getattr(m, "config", None) for m in model.modules())
         if is_dataclass(part) and part is not getattr(model, "config", None)
     }
+    # 排好序：集合的次序每次启动都可能不同
     return {**described, "parts": sorted(parts)}
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """机器与版本：它们不同，浮点加法的次序就可能不同。"""
+    """机器与版本：它们不同，浮点加法的次序就可能不同。
+
+    约定：不写主机名与时间：它们变了，结果并不变
+    """
     name = device.type
     if device.type == "cuda":
-        name = f"cuda: {torch.cuda.get_device_name(device)}"
+        name = f"cuda: {torch.cuda.get_device_name(device)}"  # 型号也算：不同的卡，算子的切法不同
     return {
         "device": name,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),  # 求和怎样分段，取决于它
+        "torch": torch.__version__,  # 算子的实现会换
         "python": platform.python_version(),
-        "machine": platform.machine(),
+        "machine": platform.machine(),  # 指令集
     }
 
 
@@ -120,11 +127,14 @@ def batch_fingerprint(batch: Any) -> str:
     """一批的内容的 SHA-256：其中每个张量的形状、类型与全部数值。
 
     什么样的批都行：张量、字典、列表、dataclass；不是张量的东西（编号、说明）不算
+    约定：差一个数值、一个形状或一种类型，指纹就不同；在哪个设备上则不要紧
     """
     digest = sha256()
     for tensor in _tensors_in(batch):
+        # 形状与类型也要算进去：同样的字节可以是 (2, 8)，也可以是 (4, 4)
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(
+            # 看作字节：bfloat16 在 numpy 里没有对应的类型
             tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         )
     return digest.hexdigest()
@@ -134,13 +144,13 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
     """一层层打开，按固定的次序取出所有的张量。"""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
+    elif isinstance(value, Mapping):  # 字典按放入的次序
         for key in value:
             yield from _tensors_in(value[key])
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors_in(item)
-    elif hasattr(value, "__dict__"):
+    elif hasattr(value, "__dict__"):  # dataclass 与一般的对象
         yield from _tensors_in(vars(value))
 
 
@@ -148,15 +158,16 @@ def compare_runs(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list
     """比较两份描述 → (要拒绝的差别, 只警告的差别)，每条写明名字与新旧值。
 
     例："config.learning_rate: 0.001 in the checkpoint, 0.0003 now"
+    约定：以 now 的栏为准；旧存档里没有的栏，凡有值的项都算差别，不会悄悄放过
     """
-    refused: list[str] = []
-    warned: list[str] = []
+    refused: list[str] = []  # 算术会变的
+    warned: list[str] = []  # 只变末几位的
     for section in now:
         before, after = saved.get(section, {}), now[section]
         # 两边的键都要看：少了一项也是差别
         for key in {**before, **after}:
             old, new = before.get(key), after.get(key)
-            if old != new:
+            if old != new:  # JSON 走过一遭，直接比就行
                 note = f"{section}.{key}: {_short(old)} in the checkpoint, {_short(new)} now"
                 (warned if section in WARNED else refused).append(note)
     return refused, warned
@@ -164,16 +175,17 @@ def compare_runs(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list
 
 def _short(value: Any) -> str:
     """指纹太长，给人看前十二位就够了。"""
-    text = repr(value)
+    text = repr(value)  # 字符串带引号，与数分得清
     return f"{text[:13]}…'" if isinstance(value, str) and len(value) == 64 else text
 
 
 def demo() -> None:
     """同一次训练描述两遍相同；改学习率、换种子、换线程数，各自怎样说。"""
     model = nn.Linear(4, 4)
-    cpu = torch.device("cpu")
+    cpu = torch.device("cpu")  # 换了设备就是另一种差别
 
     def batches(seed: int) -> Callable[[int], Tensor]:
+        # 编号的纯函数：种子由 seed 与 index 定，取几遍都一样
         return lambda index: torch.randint(
             100, (2, 4), generator=torch.Generator().manual_seed(1000 * seed + index)
         )
@@ -184,23 +196,23 @@ def demo() -> None:
         )
 
     config = TrainConfig(steps=500)
-    saved = describe(config)
+    saved = describe(config)  # 就当它是从存档里读出来的
     print("① 描述的五栏，各有几项")
     print("   " + "，".join(f"{section} {len(values)}" for section, values in saved.items()))
 
     print("② 与它比，哪些拒绝、哪些只警告")
     other_threads = {**saved, "environment": {**saved["environment"], "threads": 64}}
-    cases = {
-        "什么都没变　　": describe(config),
-        "明写默认的预热": describe(config.replace(warmup_steps=50)),
+    cases = {  # 只改一处，看得出各归哪一类
+        "什么都没变　　": describe(config),  # 重新算一遍
+        "明写默认的预热": describe(config.replace(warmup_steps=50)),  # 说法不同
         "改学习率　　　": describe(config.replace(learning_rate=1e-3)),
         "多练一百步　　": describe(config.replace(steps=600)),
         "换数据的种子　": describe(config, seed=1),
-        "评估得勤些　　": describe(config.replace(eval_every=7)),
+        "评估得勤些　　": describe(config.replace(eval_every=7)),  # 只看不动
         "换了线程数　　": other_threads,
     }
     for what, now in cases.items():
-        refused, warned = compare_runs(saved, now)
+        refused, warned = compare_runs(saved, now)  # 每次只变一样
         verdict = "拒绝" if refused else "警告" if warned else "可以"
         notes = "；".join([*refused, *warned]).replace(" in the checkpoint", "")
         print(f"   {what} {verdict}  {notes}")
