@@ -65,9 +65,9 @@ Group = dict[str, Any]  # torch 的参数组：{"params": […], "weight_decay":
 class OptimizerSettings:
     """优化器的几个数；学习率每一步另给，这里的只是初值。"""
 
-    learning_rate: float
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    learning_rate: float  # η；每步由 set_learning_rate 改写
+    betas: tuple[float, float] = (0.9, 0.95)  # β₁、β₂：越近 1，记得越久
+    eps: float = 1e-8  # ε：免得除以 0
     fused: bool | None = None  # None = 设备支持就用
 
 
@@ -78,11 +78,13 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[Group]:
     共用的矩阵（词向量与 lm_head）只出现一次：named_parameters 已经去重
     错误：没有一个参数要训练 → ValueError
     """
+    # ① 冻结的不进来：没有梯度，留着 m、v 只是占内存
     trainable = [p for _, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("the model has no trainable parameter: every requires_grad is False")
-    matrices = [p for p in trainable if p.ndim >= 2]
-    vectors = [p for p in trainable if p.ndim < 2]
+    # ② 按维数分，不按名字分：换个模型、改个名字都不会分错
+    matrices = [p for p in trainable if p.ndim >= 2]  # 权重、词向量
+    vectors = [p for p in trainable if p.ndim < 2]  # 偏置、增益
     groups: list[Group] = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -94,15 +96,17 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[Group]:
 def make_adamw(groups: list[Group], settings: OptimizerSettings) -> Optimizer:
     """torch 的 AdamW；能融合就融合。
 
+    形状：m、v 各与参数同形，所以状态是参数的两倍大
     融合要求参数都是浮点、都在支持的设备上，否则退回成组的实现
+    约定：fused 明说了就照办，设备不支持时由 torch 报错
     """
-    fused = settings.fused
+    fused = settings.fused  # None、真、假
     if fused is None:
-        parameters = [p for group in groups for p in group["params"]]
+        parameters = [p for group in groups for p in group["params"]]  # 有一个不行，就都不用
         fused = all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters)
     return torch.optim.AdamW(
         groups,
-        lr=settings.learning_rate,
+        lr=settings.learning_rate,  # 只是初值
         betas=settings.betas,
         eps=settings.eps,
         fused=fused,
@@ -127,8 +131,10 @@ def build_optimizer(
 ) -> Optimizer:
     """给模型里要训练的参数建优化器；先把模型搬到设备上再建。
 
+    约定：优化器认的是参数这个对象；建好之后再换掉参数，它还在更新旧的
     错误：名字不认识、数值不合理、没有可训练的参数 → ValueError
     """
+    # 先查再建：学习率为 0 也照样能跑，只是什么也学不到，越早说越好
     check_choice("optimizer", name, OPTIMIZERS)
     check_float("learning_rate", learning_rate, exclusive_minimum=0)
     check_float("weight_decay", weight_decay, 0)
@@ -139,10 +145,11 @@ def build_optimizer(
 def set_learning_rate(optimizer: Optimizer, value: float) -> None:
     """把所有组的学习率设为 value；某组另有 lr_scale 的，乘上它。
 
+    公式：η_组 = value · lr_scale
     学习率是步数的纯函数（schedule.py），每步直接写进去，不用有状态的 scheduler
     """
     for group in optimizer.param_groups:
-        group["lr"] = value * group.get("lr_scale", 1.0)
+        group["lr"] = value * group.get("lr_scale", 1.0)  # 没有 lr_scale 就是 1
 
 
 @torch.no_grad()
@@ -160,15 +167,19 @@ def adamw_written_out(
 ) -> None:
     """AdamW 的一步，照公式写；就地更新参数与两个矩，step 从 1 数起。
 
+    公式：m ← β₁m + (1−β₁)g；v ← β₂v + (1−β₂)g²
+          θ ← (1−ηλ)θ − η·m̂/(√v̂ + ε)，m̂ = m/(1−β₁ᵗ)，v̂ = v/(1−β₂ᵗ)
+    形状：参数、梯度、两个矩都一样
+
     它是库实现的对照：测试让两者走同样的许多步，再比较
     """
-    beta1, beta2 = betas
+    beta1, beta2 = betas  # 方向的与大小的，各记多久
     # ① 两个滑动平均：方向与大小
     first_moment.mul_(beta1).add_(gradient, alpha=1 - beta1)
     second_moment.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
     # ② 偏差修正：t = 1 时 m = (1−β₁)g，除以 (1−β₁) 正好还原成 g
-    direction = first_moment / (1 - beta1**step)
-    scale = (second_moment / (1 - beta2**step)).sqrt()
+    direction = first_moment / (1 - beta1**step)  # m̂
+    scale = (second_moment / (1 - beta2**step)).sqrt()  # √v̂
     # ③ 先缩权重（与梯度无关），再走一步；ε 加在根号外面
     parameter.mul_(1 - learning_rate * weight_decay)
     parameter.sub_(learning_rate * direction / (scale + eps))
@@ -186,39 +197,40 @@ def _show_first_step() -> None:
     """梯度差一百万倍的两个参数，第一步走得一样远。"""
     print("① 每个参数一把尺子：梯度差 10⁶ 倍，第一步都是 η = 0.01")
     weight = nn.Parameter(torch.tensor([1.0, 1.0]))
-    weight.grad = torch.tensor([1e-3, 1e3])
+    weight.grad = torch.tensor([1e-3, 1e3])  # 差一百万倍
     torch.optim.AdamW([weight], lr=0.01, weight_decay=0.0).step()
-    moved = (1.0 - weight.detach()).tolist()
+    moved = (1.0 - weight.detach()).tolist()  # 两个都从 1 出发
     print(f"   梯度 [0.001, 1000] → 走了 [{moved[0]:.4f}, {moved[1]:.4f}]；SGD 会走 [1e-05, 10]")
-    assert all(abs(distance - 0.01) < 1e-5 for distance in moved)
+    assert all(abs(distance - 0.01) < 1e-5 for distance in moved)  # 都是 η
 
 
 def _show_equality() -> None:
     """照公式写的与库的，走一百步仍然相同。"""
     library = nn.Parameter(torch.randn(20, 10))
+    # 同一个起点；两个矩从 0 开始，与库一样
     mine, m, v = library.detach().clone(), torch.zeros(20, 10), torch.zeros(20, 10)
     optimizer = torch.optim.AdamW([library], lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
     for step in range(1, 101):
-        gradient = torch.randn(20, 10)
+        gradient = torch.randn(20, 10)  # 每步都不同，矩才有得平均
         library.grad = gradient
         optimizer.step()
         adamw_written_out(mine, gradient, m, v, step, learning_rate=1e-2, weight_decay=0.1)
     gap = (library.detach() - mine).abs().max().item()
     print(f"② 写出来的公式与库走 100 步，最大相差 {gap:.0e}（权重在 ±3 之间）")
-    assert gap < 1e-5
+    assert gap < 1e-5  # 只差舍入
 
 
 def _show_groups() -> None:
     """一个小网络里谁衰减、谁不衰减；冻结的不进优化器。"""
     model = nn.Sequential(nn.Embedding(65, 16), nn.LayerNorm(16), nn.Linear(16, 65))
-    model[0].weight.requires_grad_(False)
+    model[0].weight.requires_grad_(False)  # 就像 LoRA 冻结底座
     optimizer = build_optimizer(model, weight_decay=0.1)
     chosen = {
         id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
     }
     print("③ 谁衰减：矩阵；一维的不衰减；冻结的连状态都没有")
     for name, parameter in model.named_parameters():
-        decay = chosen.get(id(parameter))
+        decay = chosen.get(id(parameter))  # None：不在优化器里
         print(f"   {name:<9} {str(tuple(parameter.shape)):<9} {'冻结' if decay is None else decay}")
     assert [chosen.get(id(p)) for p in model.parameters()] == [None, 0.0, 0.0, 0.1, 0.0]
 
@@ -239,13 +251,13 @@ def _show_speed() -> None:
     print("④ 一百万个参数，一步要多久")
     results: list[Iterable[Tensor]] = []
     for name, choice in kinds.items():
-        weights = [nn.Parameter(w.clone()) for w in start]
+        weights = [nn.Parameter(w.clone()) for w in start]  # 各从同一处出发
         optimizer = torch.optim.AdamW(weights, lr=1e-3, **choice)
-        durations = []
+        durations = []  # 秒
         for step in range(6):
             for weight in weights:
                 weight.grad = weight.detach() * (0.1 + 0.01 * step)
-            began = time.perf_counter()
+            began = time.perf_counter()  # 只量更新，不量造梯度
             optimizer.step()
             durations.append(time.perf_counter() - began)
         results.append([w.detach() for w in weights])
