@@ -65,7 +65,7 @@ class Generation:
     """
 
     text: str  # 给人看的；不含提示、「结束」与停止串
-    ids: tuple[int, ...]  # 模型选的全部词元
+    ids: tuple[int, ...]  # 模型选的全部词元，含「结束」与凑成停止串的
     finish_reason: str  # "stop"、"end"、"length" 或 "context"，见上面的表
     logprobs: tuple[float, ...] | None = None  # 每个词元的 log p，与 ids 一一对应
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None  # 每步的候选
@@ -102,6 +102,7 @@ def take_notes(logits: Tensor, tokens: Sequence[int], n_top: int) -> list[TokenN
 class Continuation:
     """一条提示的一份续写：收词元，交文字，到时候说停。
 
+    状态：ids 只增不减；reason 一旦有了就不再变，此后再 feed 是调用者的错
     context 为 None 表示没有上限（滑动时）；random 为 None 表示不抽（贪心、束搜索）
     约定：不碰模型也不碰分数，所以喂一串现成的编号就能重放，束搜索正是这样得到文本的
     """
@@ -158,7 +159,7 @@ class Continuation:
 
     def _finish(self, reason: str, shown: str) -> str:
         """交出扣住的：半个字符变成 �，半个停止串如数放行；若恰好凑成停止串，就算停在那里。"""
-        # 次序不能换：解码器放行的半个字符，还要过停止串那一关
+        # 次序不能反：先把半个字交给停止串去查，再放行停止串扣住的
         shown += self._matcher.push(self._decoder.flush())
         shown += self._matcher.flush()
         self.reason = reason if self._matcher.found is None else "stop"
@@ -169,6 +170,7 @@ class Continuation:
         """写完之后的样子；score 由束搜索给。"""
         # 没写完的文本末尾还扣着东西，这时交出去会与 stream 对不上
         assert self.reason is not None, "this text is still being written"
+        # 编号与对数概率原样交出；没要的不给空表而给 None，免得看成「都是零」
         notes = self.notes
         return Generation(
             text="".join(self._pieces),
@@ -188,6 +190,7 @@ def demo() -> None:
     from tokenization.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.train_bpe(["春眠不觉晓。处处闻啼鸟。"] * 2, 275)
+    # 编号 → 字节：看得出一个汉字（三个字节）是怎样被切开的
     ids = tokenizer.encode("春眠不觉晓。处处")
     assert tokenizer.end_id is not None
     print(f"{len(ids)} 个词元：{' '.join(tokenizer.token_bytes(i).hex() for i in ids)}")
@@ -207,7 +210,7 @@ def demo() -> None:
             if row.reason is not None:
                 break
         print(f"{name}\t{row.reason!s:8} " + "│".join(shown))
-        # 逐段显示的，合起来就是最后的文本
+        # 逐段显示的，合起来就是最后的文本；这就是「流式 = 一次写完」
         assert "".join(shown) == row.generation().text
         assert "。处" not in row.generation().text or not params.stop
 

@@ -81,6 +81,7 @@ def check_ranges(params: SamplingParams) -> None:
     check_int("top_k", params.top_k, 0)  # 个
     check_float("top_p", params.top_p, exclusive_minimum=0.0, maximum=1.0)
     check_float("min_p", params.min_p, 0.0, 1.0)  # 最好者的几分之几
+    # 惩罚的大小不设上限，只要是有限数。
     # 惩罚可正可负，负的就是鼓励；只有乘除的那个必须是正数
     check_float("repetition_penalty", params.repetition_penalty, exclusive_minimum=0.0)
     check_float("presence_penalty", params.presence_penalty)
@@ -109,7 +110,7 @@ def checked_bias(bias: Mapping[int, float] | None) -> Mapping[int, float] | None
     # 编号的上限要看词表，见 check_vocabulary；这里先拦住负的、小数的、写成字符串的
     for token, value in bias.items():
         number = check_int("each token id in logit_bias", token, 0)
-        # 有限数的尺子会拒绝 −∞，而它在这里恰好有意义，所以先认出来
+        # 有限数的尺子会拒绝 −∞，所以要先认出来。恰好是 −∞ 才算禁用；字符串 "-inf" 与 NaN 都不收
         is_ban = isinstance(value, float) and value == -math.inf
         found[number] = value if is_ban else check_float(f"logit_bias[{number}]", value)
     return MappingProxyType(found)  # 只读的视图
@@ -141,6 +142,7 @@ def check_combinations(params: SamplingParams) -> None:
             f"got {n_return}; raise the temperature or use num_beams"
         )
     # ③ 候选是对数概率的附录
+    #    没开 logprobs 就没有地方挂它
     if params.top_logprobs and not params.logprobs:
         raise ValueError(f"top_logprobs={params.top_logprobs} needs logprobs=True")
 
@@ -164,6 +166,7 @@ def demo() -> None:
     """
     from inference.sampling import SamplingParams  # 它要用本课，所以到演示时才取
 
+    # 都是顺手就会写错的：
     # 三个越界，三个写法不对，两个自相矛盾
     bad: list[dict[str, Any]] = [
         *({"temperature": math.nan}, {"top_p": 0}, {"top_k": -3}),

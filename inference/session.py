@@ -10,8 +10,8 @@ r"""一批文本同时往下写，一步里发生什么？——全部秘密都�
 
 $$p(y^{(1)}, \dots, y^{(B)}) = \prod_b p(y^{(b)} \mid x^{(b)})$$
 
-所以成批不改变任何一行的内容，只是把权重从内存搬进来的代价摊给了 B 行：逐个词元地写时，
-时间几乎全花在搬权重上，B 行与 1 行用时相差不多。
+（各行互相独立，右边是连乘，没有一项同时含有两行。）所以成批不改变任何一行的内容，只是把权重从内存搬进来的代价
+摊给了 B 行：逐个词元地写时，时间几乎全花在搬权重上，B 行与 1 行用时相差不多。
 
 写完的行立刻退出，而不是陪跑到最后：既省计算，也不会在结束之后又写出东西来。
 
@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from foundation.demonstration import run_demo
-from inference.continuation import Continuation, take_notes
+from inference.continuation import Continuation, TokenNote, take_notes
 from inference.decoder import Decoder
 from inference.drawing import RowRandom
 from inference.penalties import History
@@ -85,7 +85,8 @@ class Session:
     def step(self) -> list[tuple[Continuation, str]]:
         """每行写一个词元；返回（哪一份，现在可以显示的文字）。
 
-        形状：B = len(active) → B 对，包括这一步刚写完的；文字可能是空的（还扣着）
+        次序：active 的次序；刚写完的也在内，下一步才不见
+        形状：B = len(active) → B 对；文字可能是空的（还扣着）
         错误：分数里有 NaN、或每个词元都被禁用 → ValueError
         """
         # ① 打分，选词。每行用自己的随机数：旁边有谁、有几行，都不影响它
@@ -95,15 +96,12 @@ class Session:
         chosen = sample_next(logits, self.processors, self.history, uniforms or None)  # (B,)
         tokens = chosen.tolist()  # 整步里唯一一次等 GPU 算完
         # ② 分给各行；要记对数概率的话，用模型原来的分数，不是惩罚、温度之后的
+        notes: list[TokenNote | None] = [None] * len(tokens)
         if self.with_notes:
-            notes = take_notes(logits, tokens, self.n_top)  # B 条
-            shown = [
-                (row, row.feed(token, note))
-                for row, token, note in zip(self.active, tokens, notes, strict=True)
-            ]
-        else:
-            shown = [(row, row.feed(token)) for row, token in zip(self.active, tokens, strict=True)]
-        #    这里可能显示空串：半个汉字、半个停止串还扣着
+            notes = [*take_notes(logits, tokens, self.n_top)]
+        rows = zip(self.active, tokens, notes, strict=True)
+        shown = [(row, row.feed(token, note)) for row, token, note in rows]
+        #    显示的可能是空串：半个汉字、半个停止串还扣着
         # ③ 记账、退场、接上，次序不能换：账本与缓存的行号都还是旧的
         if self.history is not None:
             self.history.record(chosen)
@@ -138,6 +136,7 @@ def demo() -> None:
 
     model, tokenizer, _ = learn_poems()
     model.eval()
+    # ① 贪心，写到句号为止；停止串让各行在不同的步数退场
     print("1. 三份一起写，写到句号为止：")
     with torch.inference_mode():
         params = SamplingParams(max_new_tokens=20, stop=("。",), temperature=0)
@@ -154,6 +153,7 @@ def demo() -> None:
             assert row.reason == "stop"
 
         print("\n2. 同一条提示写 16 份、各 60 个词元，分几批写：")
+        # ② 吞吐：一批 16 行只读一遍权重，分 16 次写要读 16 遍
         seconds, results = [], []
         for size in (16, 1):
             start, written = time.perf_counter(), []
