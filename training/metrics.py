@@ -61,7 +61,8 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue  # 半行不是完整的 JSON，认得出来
-        # 没有步数的行不知道放在哪里；半行碰巧是合法的 JSON（例如一个数）也在此拦下
+        # 没有步数的行，截断与画图时都不知道放在哪里
+        # 手改过的文件里，也可能有不是字典的行
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             records.append(record)
     return records
@@ -196,7 +197,7 @@ def demo() -> None:
         # 第 6 … 8 步写过，却没有存档：续训会重走，旧的几行必须先截掉
         print("③ 存档是第 5 步的，从那里续训，走到第 9 步")
         hook = MetricsHook()
-        hook.on_start(trainer_at(5))
+        hook.on_start(trainer_at(5))  # 截断就发生在这里
         steps(hook, 6, 9)
         hook.on_end(trainer_at(9), None)
         found = [record["step"] for record in read_metrics(path)]
