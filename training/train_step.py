@@ -66,10 +66,10 @@ __all__ = ["TrainStep", "count_tokens", "fetch"]
 class Pieces:
     """一步里各个微批次的账：损失之和与题数还在设备上，没有取回。"""
 
-    losses: list[Tensor] = field(default_factory=list)
-    counts: list[Tensor | int] = field(default_factory=list)
-    windows: list[tuple[int, ...]] = field(default_factory=list)
-    n_tokens: int = 0
+    losses: list[Tensor] = field(default_factory=list)  # Sₐ，每个是标量
+    counts: list[Tensor | int] = field(default_factory=list)  # nₐ
+    windows: list[tuple[int, ...]] = field(default_factory=list)  # 出错时说得出是哪几段
+    n_tokens: int = 0  # 只用来算速度；题数另计
     weight: float = 0.0  # 反向之前，损失乘了多少；只有 fp16 不是 1
 
 
@@ -89,6 +89,7 @@ class TrainStep:
         device: torch.device,
         precision: str,
     ) -> None:
+        # 模型是什么、数据从哪里来，这里都不问：只要 loss_fn 接得住
         self.model, self.batches, self.loss_fn = model, batches, loss_fn
         self.config, self.device, self.precision = config, device, precision
         # 冻结的参数没有梯度，也就没有状态：LoRA 的优化器只有适配器那么大
@@ -105,33 +106,39 @@ class TrainStep:
         self.scaler = LossScaler(precision == "fp16")
 
     def __call__(self, step: int) -> StepReport:
-        """走第 step 步（从 0 数起）；出现 NaN 就跳过，权重与优化器一概不动。"""
-        began = time.perf_counter()
+        """走第 step 步（从 0 数起）；出现 NaN 就跳过，权重与优化器一概不动。
+
+        公式：g = Σ∇Sₐ / Σnₐ；θ ← AdamW(θ, min(1, c/‖g‖)·g)
+        类型：报告里都是 Python 的数，不是张量；grad_norm 是裁剪之前的
+        约定：步数、学习率、取哪几批，都只由 step 决定，与走到这里的路无关
+        约定：梯度留到下一次调用才清，钩子看到的是已除、已裁的
+        """
+        began = time.perf_counter()  # 秒；含取数据
         # ① 学习率只看步数；上一步的梯度留到现在才清，钩子才看得到
-        rate = self.config.learning_rate_at(step)
+        rate = self.config.learning_rate_at(step)  # η(s)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         # ② 前向、反向；梯度一路累加
         pieces = self._accumulate(step)
         # ③ 全部取回，只等设备这一次
-        gradients = gradients_of(self.parameters)
+        gradients = gradients_of(self.parameters)  # 没用到的参数没有
         sums, counts, raw_norm = fetch(pieces.losses, pieces.counts, gradient_norm(gradients))
-        total = sum(counts)
+        total = sum(counts)  # Σnₐ，当分母
         problem = find_problem(sums, total, raw_norm)
         # 一道题也没有时，平均无从谈起
         divisor = total * pieces.weight or math.nan
-        norm = raw_norm / divisor
+        norm = raw_norm / divisor  # ‖g‖，平均损失的
         # ④ 坏的一步到此为止
         if not problem:
             # 先除以总题数，再裁剪；两个因子合成一次乘法，每个梯度只搬一趟
             scale_gradients(gradients, clip_factor(norm, self.config.grad_clip) / divisor)
             self.optimizer.step()
-        self.scaler.update(overflowed=bool(problem))
+        self.scaler.update(overflowed=bool(problem))  # 溢出就减半，久不溢出就试着加倍
         return StepReport(
-            step=step + 1,
+            step=step + 1,  # 走完了几步
             loss=math.fsum(sums) / total if total else math.nan,
-            learning_rate=rate,
-            grad_norm=norm,
+            learning_rate=rate,  # 这一步用的
+            grad_norm=norm,  # 裁剪之前
             n_tokens=pieces.n_tokens,
             seconds=time.perf_counter() - began,
             problem=problem,
@@ -142,33 +149,39 @@ class TrainStep:
         """逐个微批次前向、反向。
 
         过拟合一批（overfit one batch）时永远是第 0 … A−1 个
+        约定：backward 之后计算图就放掉，同一时刻只有一个微批次的激活在内存里
+
+        为什么反向不攒到最后：把 A 个损失加起来再反向，A 份激活都要留着，省内存就落空了
         """
         n_pieces, pieces = self.config.grad_accumulation, Pieces()
         first = 0 if self.config.overfit_one_batch else step * n_pieces
         for index in range(first, first + n_pieces):
-            batch = self.batches(index).to(self.device)
+            batch = self.batches(index).to(self.device)  # 编号的纯函数
             size = count_tokens(batch)
             # 一步之内用同一个倍数，梯度才能相加
             pieces.weight = pieces.weight or self.scaler.weight(size)
             # 反向不放进 autocast：它自己会沿用前向时的类型
             with autocast_context(self.precision, self.device):
-                loss, n_targets = self.loss_fn(self.model, batch)
+                loss, n_targets = self.loss_fn(self.model, batch)  # 和，不是平均
             torch.autograd.backward(loss if pieces.weight == 1.0 else loss * pieces.weight)
             # detach：留着计算图，整步的激活就都放不掉
             pieces.losses.append(loss.detach())
-            pieces.counts.append(n_targets)
+            pieces.counts.append(n_targets)  # 张量的也不取
             pieces.windows.append(tuple(getattr(batch, "window_ids", ())))
-            pieces.n_tokens += size
+            pieces.n_tokens += size  # 有没有题都算
         return pieces
 
 
 def count_tokens(batch: Any) -> int:
-    """一批有几个词元：有 inputs 的看它的形状；没有的（别的任务）看最大的那个张量。"""
+    """一批有几个词元：有 inputs 的看它的形状；没有的（别的任务）看最大的那个张量。
+
+    约定：只看形状，不碰内容，所以不必等设备；认不出来的就是 0，只影响报出来的速度
+    """
     inputs = getattr(batch, "inputs", batch)
     if isinstance(inputs, Tensor):
-        return inputs.numel()
+        return inputs.numel()  # B·T，填充的也算
     sizes = [value.numel() for value in vars(batch).values() if isinstance(value, Tensor)]
-    return max(sizes, default=0)
+    return max(sizes, default=0)  # 偏好对等任务：取最长的
 
 
 def fetch(
@@ -176,6 +189,8 @@ def fetch(
 ) -> tuple[list[float], list[float], float]:
     """把设备上的标量一次取回：(各个损失之和, 各个题数, 梯度的长度)。
 
+    形状：损失、题数、长度都是标量；A 个损失拼成一个向量 (A + 张量题数的个数 + 1,)
+    类型：先转 float32 再拼；取回后是 Python 的浮点数
     题数多半是 CPU 上数好的整数，不必取；是张量的，就与损失一起取
     """
     if not losses:
@@ -185,17 +200,20 @@ def fetch(
     on_device = [count for count in counts if isinstance(count, Tensor)]
     scalars = [*losses, *on_device] + ([] if norm is None else [norm])
     packed = torch.stack([value.detach().to(device, torch.float32) for value in scalars])
-    values = packed.tolist()
-    numbers = iter(values[len(losses) :])
+    values = packed.tolist()  # 整步只在这里等设备
+    numbers = iter(values[len(losses) :])  # 题数排在损失之后
     whole = [next(numbers) if isinstance(count, Tensor) else float(count) for count in counts]
     return values[: len(losses)], whole, values[-1] if norm is not None else 0.0
 
 
 def find_problem(sums: Sequence[float], total: float, norm: float) -> str:
-    """这一步能不能走；能走返回空字符串，不能走返回原因。"""
+    """这一步能不能走；能走返回空字符串，不能走返回原因。
+
+    约定：先看损失再看梯度：损失坏了，梯度必然也坏，说前者更接近病根
+    """
     for value in sums:
         if not math.isfinite(value):
-            return f"the loss is {value}"
+            return f"the loss is {value}"  # nan、inf 或 -inf，照实写
     if total <= 0:
         return "the batch has no targets: every position is masked"
     # 损失有限而梯度不是：多半是某处的除以 0 或溢出，只在反向时露面
@@ -210,20 +228,20 @@ def bad_windows(sums: Sequence[float], windows: Sequence[tuple[int, ...]]) -> tu
 
 def demo() -> None:
     """用一个极小的「看一个词，猜下一个」的模型走几步：累积等于大批，坏批次不留痕迹。"""
-    ids = torch.arange(64) % 7
+    ids = torch.arange(64) % 7  # 0…6 循环：下一个词完全可以猜到
 
     def batches(rows: int, poison: int | None = None) -> Callable[[int], Tensor]:
         """每批 rows 个相邻的位置；poison 号是坏的，用负数表示。"""
         return lambda i: torch.arange(i * rows, (i + 1) * rows) * (-1 if i == poison else 1)
 
     def loss_fn(model: nn.Module, places: Tensor) -> tuple[Tensor, int]:
-        safe = places.abs()
+        safe = places.abs()  # 坏批次也要取得到编号
         logits = model(ids[safe % 63])
         loss = nn.functional.cross_entropy(logits, ids[safe % 63 + 1], reduction="sum")
-        return loss * (math.nan if bool((places < 0).any()) else 1.0), len(places)
+        return loss * (math.nan if bool((places < 0).any()) else 1.0), len(places)  # 负数就是毒药
 
     def run(n_steps: int, data: Callable[[int], Tensor], **settings: Any) -> tuple[nn.Module, Any]:
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # 每次从同样的权重出发
         model = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 7))
         config = TrainConfig(steps=100, learning_rate=0.05, schedule="constant", **settings)
         cpu = torch.device("cpu")
@@ -238,20 +256,20 @@ def demo() -> None:
 
     print("② 4 个微批次 × 4 道题，与 1 批 × 16 道题，各走 10 步")
     large, _ = run(10, batches(16))
-    small, _ = run(10, batches(4), grad_accumulation=4)
+    small, _ = run(10, batches(4), grad_accumulation=4)  # 同样的 16 道题
     gap = max(
         float((a - b).detach().abs().max())
         for a, b in zip(large.parameters(), small.parameters(), strict=True)
     )
     print(f"   权重最多相差 {gap:.0e}，只是加法的次序不同")
-    assert gap < 1e-6
+    assert gap < 1e-6  # 不是近似的做法，只有舍入
 
     print("③ 第 5 批是坏的（损失 NaN）：跳过，不留痕迹")
     before, _ = run(5, batches(16))
     after, reports = run(6, batches(16, poison=5))
     same = all(map(torch.equal, before.parameters(), after.parameters()))
     print(f"   第 {reports[5].step} 步：{reports[5].problem}；权重与走 5 步的逐比特相同：{same}")
-    assert same
+    assert same  # 权重一个比特也没动
     assert reports[5].skipped
 
 
