@@ -72,6 +72,7 @@ def standard_hooks(*, saved: bool = True) -> list[Hook]:
 
     约定：每次都建新的。钩子记着这次训练的数，两个 Trainer 共用一个就会混在一起
     """
+    # 屏幕在先：别的钩子若出了错，至少看得到走到了哪一步
     hooks: list[Hook] = [ProgressHook(), DiagnosticsHook()]
     return [*hooks, MetricsHook(), PlotHook()] if saved else hooks
 
@@ -90,6 +91,7 @@ class SampleHook(Hook):
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         """到了步数就写；没有验证集、从不评估的训练，也能看到样例。"""
+        # report.step 从 1 数起，所以第一次是走完 every 步之后
         if self.every is not None and report.step % self.every == 0:
             self._sample(trainer, report.step)
 
@@ -109,6 +111,7 @@ class SampleHook(Hook):
         finally:
             # 写到一半出错也要放回，否则以后的训练悄悄没了 dropout
             trainer.model.train(was_training)
+        # 上下各一道线：样例自己会换行，要看得出在哪里结束
         trainer.message(f"--- sample at step {step} ---\n{text}\n---")
 
 
@@ -141,6 +144,7 @@ class TensorBoardHook(Hook):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
+            # from None：人只需知道怎样装，不必看导入的一长串经过
             raise ValueError(
                 "TensorBoard is not installed; pip install tensorboard, or leave it out: "
                 "metrics.jsonl and loss.png hold the same numbers"
@@ -215,6 +219,7 @@ def demo() -> None:
             self.heard: list[str] = []  # 喊过的、听见的
 
         def on_step(self, trainer: Trainer, report: StepReport) -> None:
+            # 只喊一次：低过之后，步步都低
             if report.loss < 0.5 and not any("below" in text for text in self.heard):
                 self.heard.append(f"step {report.step}: below 0.5")
 
@@ -232,9 +237,11 @@ def demo() -> None:
         Trainer(model, batches, loss_fn, config, hooks).fit()
         return model
 
+    # Shout 自己说的、另两个托 trainer.message 说的，都收在 shout.heard 里
     shout = Shout()
     watched = run([shout, SampleHook(write, every=20), GradientNormHook(every=40)])
     print("钩子听见的：")
+    # 听见的次序就是训练里发生的次序
     for text in shout.heard:
         print("\n".join(f"   {line}" for line in text.splitlines()))
     assert "0 1 2 3 4 0 1 2 3 4" in shout.heard[-2]  # 练到第 40 步，数得对了
