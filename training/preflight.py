@@ -36,6 +36,7 @@ def check_before_training(trainer: Trainer) -> None:
     错误：批的行数与配置不符、分词器比词表大 → ValueError，两个数都写出来
     警告：磁盘剩下的可能不够
     """
+    # 由便宜到贵：前两项只比两个数，第三项要问磁盘
     # ① 批的大小：配置里写了才比；没有 inputs 的批（别的任务）不好说有几行，跳过
     wanted = trainer.config.batch_size
     inputs = getattr(trainer.batches(0), "inputs", None) if wanted is not None else None
@@ -52,18 +53,22 @@ def check_before_training(trainer: Trainer) -> None:
                 f"the tokenizer has {trainer.tokenizer.vocab_size} tokens, "
                 f"but the model's vocab_size is {room}"
             )
-    # ③ 磁盘
+    # ③ 磁盘：只提醒，不拒绝
     _warn_if_disk_is_short(trainer)
 
 
 def _warn_if_disk_is_short(trainer: Trainer) -> None:
-    """估计存档一共要多少字节，与磁盘剩下的比。"""
+    """估计存档一共要多少字节，与磁盘剩下的比。
+
+    公式：(keep_last + 2) × (要存的权重 + m 与 v)；只训练一部分时（LoRA），两样都只算那部分
+    """
     if trainer.run_dir is None:
-        return
+        return  # 不存档，就不占磁盘
     state = sum(t.numel() * t.element_size() for t in trainable_state(trainer.model).values())
+    # m、v 总是 float32，不随权重的精度；每个要训练的参数各一个数
     moments = 2 * 4 * sum(p.numel() for p in trainer.take_step.parameters)
     needed = (trainer.config.keep_last + 2) * (state + moments)
-    free = shutil.disk_usage(trainer.run_dir).free
+    free = shutil.disk_usage(trainer.run_dir).free  # 字节
     if free < needed:
         trainer.warn(
             f"{trainer.run_dir} has {free / 1e9:.2f} GB free, but up to {needed / 1e9:.2f} GB of "
