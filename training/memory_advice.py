@@ -12,6 +12,11 @@ $$M \approx \underbrace{16N}_{\text{权重、梯度、}m\text{、}v}
                                  减长度：看到的上下文也短了，放在后面
     权重、优化器（只看 N）       换小模型，或用 LoRA：只有适配器有梯度与状态
 
+    练法 ─▶ memory_needed ─▶ 八成以内 ─▶ 不说话
+                              │
+                              ├ 八成以上，装得下 ─▶ 提醒一句 + 改法
+                              └ 装不下 ──────────▶ 拒绝（ValueError）+ 改法
+
 每种改法都真的代回公式再算一遍，装得下的才说出来，并写明要多少；一种不够，就几种一起改。
 
 估得准吗？与实测差一两成：库的缓存、碎片没有算。所以超过可用的八成就提醒，超过可用的才拒绝。
@@ -43,16 +48,22 @@ SHORTEST = 64  # 不建议比这更短的序列
 
 @dataclass(frozen=True)
 class Plan:
-    """一种练法：与内存有关的四个数。B × A 是每步的样本数。"""
+    """一种练法：与内存有关的四个数。B × A 是每步的样本数。
 
-    batch_size: int
-    grad_accumulation: int
-    seq_len: int
-    precision: str
+    约定：冻结的；试别的练法一律用 replace 另建一份，原来的留着作比较
+    """
+
+    batch_size: int  # B，一次前向的行数；激活与它成正比
+    grad_accumulation: int  # A，几个微批次合成一步；不占内存，只占时间
+    seq_len: int  # T，每行几个词元
+    precision: str  # fp32、bf16、fp16
 
     def changes_from(self, other: Plan) -> str:
-        """与另一种练法比，要改什么；写成人看得懂的一句。"""
-        words = []
+        """与另一种练法比，要改什么；写成人看得懂的一句。
+
+        约定：批次与累积总是一起说：只减批次不加累积，练出来的就不是同一个模型
+        """
+        words = []  # 次序固定：批次、累积、精度、长度
         if self.batch_size != other.batch_size:
             words.append(f"batch_size {self.batch_size}")
             words.append(f"grad_accumulation {self.grad_accumulation}")
@@ -66,18 +77,24 @@ class Plan:
 def memory_needed(config: GPTConfig, plan: Plan, *, n_trainable: int | None = None) -> int:
     """按这种练法，一步的内存峰值（字节）。
 
+    公式：训练的总量 − (梯度 + 优化器) × 冻结的比例；权重与激活不因冻结而减少
     参数：n_trainable 少于全部参数时（LoRA），冻结的没有梯度与优化器状态
     """
     estimate = training_memory(config, plan.batch_size, plan.seq_len, precision=plan.precision)
     if n_trainable is None:
         return estimate.total
+    # 冻结的参数仍要前向、仍要把梯度传给前面的层，只是自己不留梯度
     share = n_trainable / max(1, count_parameters(config).total)
+    # 训练的比基础模型还多（例如另加了词表）时不倒扣
     frozen_too_much = (estimate.gradients + estimate.optimizer) * max(0.0, 1 - share)
     return estimate.total - int(frozen_too_much)
 
 
 def _single_changes(plan: Plan) -> Iterator[Plan]:
-    """只改一样的各种练法，结果不变的在前。"""
+    """只改一样的各种练法，结果不变的在前。
+
+    约定：同一类里由改得最少的到改得最多的；调用者取第一个装得下的，就是代价最小的
+    """
     # ① 批减半、累积加倍，更新完全相同
     smaller = plan
     while smaller.batch_size > 1:
@@ -101,18 +118,20 @@ def suggest_changes(
     """装得进 room 字节的改法，每一类至多一个；单改一样的都不够，才几样一起改。
 
     返回：[(练法, 要多少字节)]，一个也没有就是空的：那就只能换小模型
+    约定：按 _single_changes 的次序；每一个都代回公式算过，不是凭经验猜的
     """
-    fitting: dict[str, tuple[Plan, int]] = {}
+    fitting: dict[str, tuple[Plan, int]] = {}  # 改的是哪一类 → 改得最少的那种
     for candidate in _single_changes(plan):
         needed = memory_needed(config, candidate, n_trainable=n_trainable)
-        # 每一类只留改得最少的
+        # 每一类只留改得最少的；去掉数字，「批 4」与「批 2」就成了同一类
         kind = "".join(c for c in candidate.changes_from(plan) if not c.isdigit())
         if needed <= room:
             fitting.setdefault(kind, (candidate, needed))
     if fitting:
         return list(fitting.values())
-    # 一起改：16 位，批减到 1，再不行就缩短
-    rounds = plan.batch_size * plan.grad_accumulation
+    # 一起改：先动不影响结果的，把最伤的（缩短）留到最后
+    # 16 位，批减到 1，再不行就缩短
+    rounds = plan.batch_size * plan.grad_accumulation  # 批减到 1，每步的样本数不变
     both = replace(plan, batch_size=1, grad_accumulation=rounds, precision="bf16")
     while both.seq_len >= SHORTEST:
         needed = memory_needed(config, both, n_trainable=n_trainable)
@@ -126,13 +145,13 @@ def check_memory(
     config: GPTConfig,
     *,
     batch_size: int,
-    seq_len: int | None = None,
+    seq_len: int | None = None,  # None = 模型的上下文长度
     grad_accumulation: int = 1,
     precision: str = "fp32",
     device: torch.device | None = None,
-    n_trainable: int | None = None,
+    n_trainable: int | None = None,  # None = 全部参数
     model_is_loaded: bool = False,
-    available: int | None = None,
+    available: int | None = None,  # 字节
 ) -> str | None:
     """装得下返回 None；有点紧返回一句提醒；装不下就拒绝。
 
@@ -146,10 +165,12 @@ def check_memory(
     if room is None:
         return None  # 问不出来的系统，不猜
     if model_is_loaded:
+        # 公式里有权重，剩下的内存却已经扣过它：加回来，免得算两遍
         room += count_parameters(config).total * 4
     needed = memory_needed(config, plan, n_trainable=n_trainable)
     if needed <= WARN_SHARE * room:
-        return None
+        return None  # 宽裕就不打扰
+    # 说清哪一块大，人才知道该动哪里；建议也按留有余地的标准挑
     parts = training_memory(config, batch_size, length, precision=precision).by_part()
     told = ", ".join(f"{part} {human(size, 'B')}" for part, size in parts.items())
     facts = f"training needs about {human(needed, 'B')} ({told}), {human(room, 'B')} are free"
@@ -160,7 +181,7 @@ def check_memory(
 
 
 def _advice(config: GPTConfig, plan: Plan, room: float, n_trainable: int | None) -> str:
-    """把改法写成一句话。"""
+    """把改法写成一句话；没有办法也要直说，不让人一种种去试。"""
     found = suggest_changes(config, plan, room, n_trainable=n_trainable)
     if not found:
         return "No batch size helps: choose a smaller model, or train adapters only (LoRA)"
@@ -174,11 +195,13 @@ def demo() -> None:
     plan = Plan(batch_size=8, grad_accumulation=1, seq_len=1024, precision="fp32")
     needed = memory_needed(config, plan)
     print(f"① gpt2，批 8，长 1024，fp32：约 {human(needed, 'B')}")
+    # 最长的一条就是该先动的
     for part, size in training_memory(config, 8, 1024).by_part().items():
         print(f"   {part:<12} {human(size, 'B'):>7}  " + "█" * round(40 * size / needed))
 
     print("② 三台机器")
     for gigabytes in (24, 14, 6):
+        # 三种结果各一个：不说话、提醒、拒绝
         try:
             said = check_memory(config, batch_size=8, available=gigabytes * 10**9)
         except ValueError as error:
@@ -192,6 +215,7 @@ def demo() -> None:
         assert size == memory_needed(config, suggested) <= 6e9
 
     print("④ LoRA：只训练 30 万个参数时，梯度与优化器几乎不占")
+    # 省下的主要是每个冻结参数的梯度、m、v，各 4 字节
     lora = memory_needed(config, plan, n_trainable=300_000)
     print(f"   {human(needed, 'B')} → {human(lora, 'B')}，少了 {human(needed - lora, 'B')}")
     assert needed - lora > 12 * 124_000_000 * 0.99
