@@ -69,7 +69,7 @@ class Pieces:
     losses: list[Tensor] = field(default_factory=list)  # Sₐ，每个是标量
     counts: list[Tensor | int] = field(default_factory=list)  # nₐ
     windows: list[tuple[int, ...]] = field(default_factory=list)  # 出错时说得出是哪几段
-    n_tokens: int = 0  # 只用来算速度；题数另计
+    n_tokens: int = 0  # 看过几个词元；题数另计
     weight: float = 0.0  # 反向之前，损失乘了多少；只有 fp16 不是 1
 
 
@@ -175,7 +175,7 @@ class TrainStep:
 def count_tokens(batch: Any) -> int:
     """一批有几个词元：有 inputs 的看它的形状；没有的（别的任务）看最大的那个张量。
 
-    约定：只看形状，不碰内容，所以不必等设备；认不出来的就是 0，只影响报出来的速度
+    约定：只看形状，不碰内容，所以不必等设备
     """
     inputs = getattr(batch, "inputs", batch)
     if isinstance(inputs, Tensor):
@@ -189,7 +189,7 @@ def fetch(
 ) -> tuple[list[float], list[float], float]:
     """把设备上的标量一次取回：(各个损失之和, 各个题数, 梯度的长度)。
 
-    形状：损失、题数、长度都是标量；A 个损失拼成一个向量 (A + 张量题数的个数 + 1,)
+    形状：损失、题数、长度都是标量，拼成一个向量再取
     类型：先转 float32 再拼；取回后是 Python 的浮点数
     题数多半是 CPU 上数好的整数，不必取；是张量的，就与损失一起取
     """
@@ -200,7 +200,7 @@ def fetch(
     on_device = [count for count in counts if isinstance(count, Tensor)]
     scalars = [*losses, *on_device] + ([] if norm is None else [norm])
     packed = torch.stack([value.detach().to(device, torch.float32) for value in scalars])
-    values = packed.tolist()  # 整步只在这里等设备
+    values = packed.tolist()  # 等设备，只这一次
     numbers = iter(values[len(losses) :])  # 题数排在损失之后
     whole = [next(numbers) if isinstance(count, Tensor) else float(count) for count in counts]
     return values[: len(losses)], whole, values[-1] if norm is not None else 0.0
@@ -209,7 +209,7 @@ def fetch(
 def find_problem(sums: Sequence[float], total: float, norm: float) -> str:
     """这一步能不能走；能走返回空字符串，不能走返回原因。
 
-    约定：先看损失再看梯度：损失坏了，梯度必然也坏，说前者更接近病根
+    约定：先看损失再看梯度：损失坏了，梯度多半也坏，说前者更接近病根
     """
     for value in sums:
         if not math.isfinite(value):
