@@ -22,6 +22,9 @@ SIGTERM（kill、集群回收机器时发的）同样处理：给几十秒的宽
         while not stop.requested:
             …一步…
 
+改一面旗（requested = True）而不是当场存档，是因为信号可能来在任何两条字节码之间：
+权重正更新到一半，这时存下的不是任何一步的状态。旗只是一个真假，什么时候改都安全。
+
 改哪里：多接一种信号 → SIGNALS；请停之后做什么 → trainer.py 的 fit。
 """
 
@@ -36,36 +39,43 @@ from foundation.demonstration import run_demo
 
 __all__ = ["GracefulStop"]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C；kill 与集群回收
 
 
 class GracefulStop:
-    """上下文管理器：里面收到 SIGINT 或 SIGTERM，只把 requested 变成 True。"""
+    """上下文管理器：里面收到 SIGINT 或 SIGTERM，只把 requested 变成 True。
+
+    约定：用它的循环每步看一眼 requested；不看，第一次 Ctrl-C 就像没按
+    错误：收到第二次 → KeyboardInterrupt，从正在走的那一行抛出
+    """
 
     def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[signal.Signals, Any] = {}
+        self.requested = False  # 有人请停；举起来就不再放下
+        self._previous: dict[signal.Signals, Any] = {}  # 信号 → 原来的反应
 
     def __enter__(self) -> GracefulStop:
+        """接管信号，记住原来的反应。"""
         # Python 只许主线程换信号的反应；别的线程里换会抛 ValueError
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
+                # signal.signal 换上新的，交回旧的：一句话里又换又记
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        kind: type[BaseException] | None,  # 三个都是 None = 正常离开
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        """放回原来的反应；里面抛出的异常照常往外走，一个也不吞。"""
         self._restore()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """第一次举旗，第二次放手。"""
+        """第一次举旗，第二次放手；两个参数是 Python 给的，用不着。"""
         if not self.requested:
             self.requested = True
-            return
+            return  # 回到被打断的那一行，接着走完这一步
         # 先放回原来的反应：万一清理时又按，也不会再绕到这里
         self._restore()
         raise KeyboardInterrupt
@@ -80,16 +90,17 @@ class GracefulStop:
 
 def demo() -> None:
     """给自己发两次 Ctrl-C：第一次走完当前的步，第二次立刻停。"""
-    before = signal.getsignal(signal.SIGINT)
-    done = []
+    before = signal.getsignal(signal.SIGINT)  # 进来之前的反应，出去时要还是它
+    done = []  # 完整走完的步
     print("① 第 3 步走到一半时按 Ctrl-C")
     with GracefulStop() as stop:
         for step in range(1, 10):
+            # 信号到的时候，第 3 步还有后半截没走
             if step == 3:
                 signal.raise_signal(signal.SIGINT)
             done.append(step)  # 这一步的后半截
             if stop.requested:
-                break
+                break  # 训练循环在这里存档再返回
     print(f"   走完的步 {done}，第 3 步没有断在中间")
     assert done == [1, 2, 3]
     # 出来之后，Ctrl-C 该怎样还怎样
@@ -100,6 +111,7 @@ def demo() -> None:
         with GracefulStop() as stop:
             signal.raise_signal(signal.SIGINT)
             assert stop.requested
+            # 旗已经举着：人等不及了
             signal.raise_signal(signal.SIGINT)
             raise AssertionError("the second Ctrl-C must interrupt at once")
     except KeyboardInterrupt:
@@ -107,9 +119,10 @@ def demo() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
     print("③ 不在主线程里：不接管，也不报错")
-    heard: list[bool] = []
+    heard: list[bool] = []  # 后台线程看到的旗
 
     def background() -> None:
+        """笔记本里的后台训练就是这样跑的。"""
         with GracefulStop() as stop:
             heard.append(stop.requested)
 
