@@ -27,6 +27,15 @@ $$s(y) = \frac{1}{|y|^{\alpha}} \sum_{t=1}^{|y|} \log p(y_t \mid y_{<t})$$
 b 足够大时它就是穷举；b = 1 且不提前结束时它就是贪心。分数高不等于写得好：束越宽，
 开放式的文本往往越短、越重复；翻译这类答案确定的任务才爱用它。
 
+常见的错法：
+    结束的路还占着名额      一个早早结束的高分会把别的路全挤掉，剩下的越来越少
+    没结束的与结束的一起比  没走完的总和总是更大，长度又不同，比出来没有意义
+    缓存没有跟着重排        第 2 条路接着第 0 条路的前文写，读起来像两句话拼成的
+    第一步就摆 b 条一样的路 b 条都会选同样的词，永远一样；所以从一条开始，第一步才分开
+    名单一满就停            后面也许还有更好的；要等到谁也追不上
+
+代价：每步都算 b 行，缓存也要 b 份；而且要等整句选定才有输出，不能一个字一个字地交。
+
 论文：Lowerre 1976（提出）；Wu 等 2016 GNMT (arXiv:1609.08144) 长度打折；
      Holtzman 等 2020 (arXiv:1904.09751) 为什么概率最高的文本读起来乏味。
 
@@ -46,8 +55,9 @@ from torch import Tensor
 
 from foundation.checks import check_float, check_int
 from foundation.demonstration import run_demo
+from inference.drawing import check_scores
 from inference.penalties import History, LogitsProcessor
-from inference.sampling import best_tokens, check_scores
+from inference.sampling import best_tokens
 
 __all__ = ["Hypothesis", "Steps", "beam_search"]
 
@@ -59,10 +69,13 @@ class Steps(Protocol):
         """每条路的下一个词元的分数：(b, V)。"""
 
     def keep(self, rows: Sequence[int]) -> None:
-        """第 i 条路变成原来的第 rows[i] 条；可以重复，条数可以变。"""
+        """第 i 条路变成原来的第 rows[i] 条；可以重复，条数可以变。
+
+        例：rows = [0, 0, 2] 表示旧的第 0 条一分为二，第 1 条被淘汰
+        """
 
     def append(self, tokens: Sequence[int]) -> None:
-        """每条路接上一个词元。"""
+        """每条路接上一个词元；次序与刚才 keep 之后的相同。"""
 
 
 class Route(NamedTuple):
@@ -82,7 +95,10 @@ class Hypothesis(NamedTuple):
 
 
 def length_normalized(total: float, length: int, penalty: float) -> float:
-    """公式：s = Σ log p / |y|^α；长度含「结束」那一个。"""
+    """公式：s = Σ log p / |y|^α；长度含「结束」那一个，不含提示。
+
+    α = 1 时就是平均每个词元的对数概率，也就是 −log（困惑度）
+    """
     return float(total / length**penalty)
 
 
@@ -113,13 +129,14 @@ def beam_search(
     check_int("num_beams", num_beams, 1)
     check_int("max_new_tokens", max_new_tokens, 1)
     check_float("length_penalty", length_penalty)
-    live = [Route((), 0.0, 0)]
+    live = [Route((), 0.0, 0)]  # 只有一条空路：从这里第一次分岔
     done: list[Hypothesis] = []
     for length in range(1, max_new_tokens + 1):
         # ① 展开：写满的也算走完
         candidates = expand(steps, live, 2 * num_beams, processors, history)
         at_end = [length == max_new_tokens or is_finished(path.ids) for path in candidates]
         # ② 收好：排在前 b 名的才收；排在后面的，有更好的路还在走，轮不到它
+        #    打折只在这里做一次：以后它的长度不会再变
         for path, ended in zip(candidates[:num_beams], at_end, strict=False):
             if ended:
                 score = length_normalized(path.total, length, length_penalty)
@@ -150,6 +167,7 @@ def expand(
     公式：total' = total + log p(v)，p = softmax(惩罚之后的分数)
     形状：(b, V) → 每条路先各取 width 个，再合起来排：b·V 个里真正要看的只有 b·width 个
     """
+    # 惩罚改的是分数，要在归一化之前；改完再 log-softmax，才仍是一个概率分布
     logits = steps.next_logits()  # (b, V)
     for process in processors:
         logits = process(logits, history)
@@ -166,7 +184,11 @@ def expand(
 
 
 def follow(steps: Steps, live: Sequence[Route], history: History | None) -> None:
-    """让模型一侧跟上：淘汰的行丢掉，一分为二的行复制，再各接上自己的新词元。"""
+    """让模型一侧跟上：淘汰的行丢掉，一分为二的行复制，再各接上自己的新词元。
+
+    账本（history）同样：每条路说过什么不一样，惩罚也就不一样
+    """
+    # 先重排、再接上：接上之后旧的行号就没有意义了
     rows = [path.row for path in live]
     tokens = [path.ids[-1] for path in live]
     steps.keep(rows)  # 缓存、填充都跟着走；忘了它，每条路读到的就是别人的前文

@@ -22,6 +22,15 @@ $$ C - \lfloor C/2 \rfloor \text{ 个} $$
 
 不用缓存（use_cache=False）就是每一步都从头读：慢，但最好懂，也是缓存的标准答案。
 
+常见疑问：
+    为什么不右填充？    右填充时，各行的最后一个词元在不同的列，新词元要插在填充中间，
+                        缓存里就留下了洞
+    填充的编号用几？    用几都行，只要在词表里：掩码让谁也看不见它
+    为什么要自己数位置？缓存的长度把填充也算在内；短的行若照它数，就像开头凭空多了几个字，
+                        学出来的位置与 RoPE 都会错。错得不离谱，所以很难发现
+    一直不滑动会怎样？  学出来的位置表只有 C 行，再写就没有位置可查；RoPE 算得出来，
+                        但模型没有见过那么远的距离，多半开始胡说
+
 论文：Pope 等 2022 (arXiv:2211.05102) 预填与解码；
      Xiao 等 2023 StreamingLLM (arXiv:2309.17453) 另一种滑动：留住开头几个词元。
 
@@ -32,7 +41,6 @@ $$ C - \lfloor C/2 \rfloor \text{ 个} $$
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -82,7 +90,10 @@ class Decoder:
         self._forget()
 
     def _forget(self) -> None:
-        """丢掉缓存；下一次 next_logits 会从头读。"""
+        """丢掉缓存；下一次 next_logits 会从头读。
+
+        窗口（编号）一直留着，所以丢缓存从不丢内容，只是要多算一遍
+        """
         self.cache: ModelCache | None = None
         self.real: Tensor | None = None  # (B, 容量) 布尔，真 = 不是填充；没有填充就是 None
         self.new: Tensor | None = None  # (B, 1) 还没喂进缓存的词元
@@ -96,6 +107,7 @@ class Decoder:
             logits = self._read_all()
         else:
             logits = self._read_new(self.cache, self.new)
+        # 选词一律在 float32 里：bf16 只有 8 个有效二进制位，前几名常常并列
         scores = logits[:, -1, : self.vocab_size].float()  # (B, V)
         if self.forbidden is None:
             return scores
@@ -112,22 +124,27 @@ class Decoder:
         # ② 缓存开多长：写完就够；掩码一次开好，以后每步只是切得长一点
         capacity = min(self.context, longest + max(self.to_write, 0))
         if min(lengths) < longest:
+            # 第 b 行开头有 longest − n_b 个填充；以后接上的列都是真的
             columns = torch.arange(capacity, device=model.device)  # (容量,)
             padding = longest - torch.tensor(lengths, device=model.device)  # (B,)
             self.real = columns >= padding[:, None]  # (B, 容量)
         else:
             self.real = None  # 一样长：不需要掩码，注意力走最快的路
-        mask = None if self.real is None else self.real[:, :longest]
+        mask = None if self.real is None else self.real[:, :longest]  # (B, T)
         if self.use_cache:
             self.cache = model.make_cache(len(padded), capacity=capacity)
         output = model(ids, attention_mask=mask, cache=self.cache, last_only=True)
         return output.logits  # type: ignore[no-any-return]
 
     def _read_new(self, cache: ModelCache, new: Tensor) -> Tensor:
-        """解码：只喂新的一列。有填充时，位置要按各行真实的长度数。"""
-        self.new = None
+        """解码：只喂新的一列。
+
+        形状：new (B, 1) → (B, 1, V)；掩码要连缓存里的一起说明，长 S = 已缓存 + 1
+        """
+        self.new = None  # 喂过就清掉：同一列喂两遍，缓存里就有两份
         if self.real is None:
             return self.model(new, cache=cache, last_only=True).logits  # type: ignore[no-any-return]
+        # 有填充时，位置按各行真实的长度数；没有填充时，模型自己接着缓存数就对
         positions = torch.tensor([[len(window) - 1] for window in self.windows], device=new.device)
         mask = self.real[:, : cache.length + 1]  # (B, S)
         output = self.model(
@@ -141,7 +158,7 @@ class Decoder:
         错误：不许滑动而某行已满 → ValueError，写明上下文的长度
         """
         self.to_write -= 1
-        slid = False
+        slid = False  # 只要有一行滑动，整批的缓存就对不上了：大家一起从头读
         for window, token in zip(self.windows, tokens, strict=True):
             if len(window) == self.context:
                 if not self.sliding:
@@ -154,6 +171,7 @@ class Decoder:
             window.append(token)
         # 缓存还接得上，就只记下新的一列；接不上（滑动过、或填充占满了），就从头读
         if self.cache is not None:
+            # 缓存的长度含填充，所以短的行也可能在这里碰到上下文的尽头
             if slid or self.cache.length == self.context:
                 self._forget()
             else:
@@ -172,7 +190,7 @@ class Decoder:
 
 
 def demo() -> None:
-    """长短不一的三行：成批与单独对照；填充占满时重排；滑动时重读；缓存省多少。"""
+    """长短不一的三行：成批与单独对照；写满之后滑动，有缓存与没有缓存对照。"""
     from gpt_model.config import preset
     from gpt_model.model import GPT
 
@@ -195,20 +213,6 @@ def demo() -> None:
             together.append(row)
             print(f"   缓存 {use_cache!s:5} 从头读了 {decoder.n_reads:2} 遍　…{row[-8:]}")
         assert together[-1] == together[-2]
-
-    print("\n3. 写 200 个词元，有缓存与没有缓存（上下文 256）：")
-    model = GPT(preset("modern-micro", vocab_size=50, init_std=0.1)).eval()
-    texts, seconds = [], []
-    for use_cache in (True, False):
-        start = time.perf_counter()
-        with torch.inference_mode():
-            decoder = Decoder(model, [[1, 2]], max_new_tokens=200, use_cache=use_cache)
-            texts.append(greedy(decoder, 200))
-        seconds.append(time.perf_counter() - start)
-        n_read = 1 + 200 if use_cache else sum(range(2, 202))
-        print(f"   缓存 {use_cache!s:5} 读了 {n_read:6,} 个词元，{seconds[-1]:.2f} 秒")
-    print(f"   快 {seconds[1] / seconds[0]:.1f} 倍，一个词元也不差")
-    assert texts[0] == texts[1]
 
 
 def greedy(decoder: Decoder, n_steps: int) -> list[list[int]]:

@@ -29,6 +29,7 @@ $$F_i = \sum_{j \le i} p_j \qquad \text{抽到} = \min\{\, i : F_i > u \,\}$$
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,7 +37,7 @@ from torch import Tensor
 
 from foundation.demonstration import run_demo
 
-__all__ = ["RowRandom", "draw"]
+__all__ = ["RowRandom", "check_scores", "draw"]
 
 
 class RowRandom:
@@ -66,7 +67,7 @@ def draw(logits: Tensor, uniforms: Sequence[float] | Tensor) -> Tensor:
 
     公式：min{ i : F_i > u·F_V }，F 是概率的累加
     形状：logits (B, V)、uniforms (B,) → (B,) int64
-    约定：概率为 0 的（分数 −∞）永远不会抽到；全行 −∞ 由调用者先拒绝
+    约定：概率为 0 的（分数 −∞）永远不会抽到；全行 −∞ 请先用 check_scores 拒绝
     """
     # ① float64 里算；苹果的 GPU 没有 float64，就回到 CPU 上抽
     device = torch.device("cpu") if logits.device.type == "mps" else logits.device
@@ -81,6 +82,27 @@ def draw(logits: Tensor, uniforms: Sequence[float] | Tensor) -> Tensor:
     point = torch.minimum(u * largest, torch.nextafter(largest, torch.zeros_like(largest)))
     # ④ 第一个超过的；argmax 遇到并列取最前面的
     return (total > point).int().argmax(dim=-1).to(logits.device)
+
+
+def check_scores(logits: Tensor) -> None:
+    """拒绝没法用的分数：NaN、+∞、全行 −∞（一个能选的都没有）。
+
+    形状：logits (B, V)
+    错误：ValueError，说清是哪一行、多半是为什么
+    """
+    # 看最大值就够了：NaN 与 +∞ 都会传到它那里，全行 −∞ 时它也是 −∞。一次归约，一次等待
+    largest = logits.amax(dim=-1)  # (B,)
+    if bool(largest.isfinite().all()):
+        return
+    row = int((~largest.isfinite()).int().argmax())
+    if float(largest[row]) == -math.inf:
+        raise ValueError(
+            f"row {row}: every token is forbidden (all scores are -inf); relax logit_bias"
+        )
+    raise ValueError(
+        f"row {row}: the model's scores hold {float(largest[row])}; its weights are damaged, "
+        "or fp16 overflowed (use fp32 or bf16)"
+    )
 
 
 def demo() -> None:

@@ -2,27 +2,58 @@ r"""给一个开头，让模型接着写。——把前面几课拼起来：提�
 
 $$y_t \sim p(\,\cdot \mid x, y_{<t}), \qquad t = 1, 2, \dots$$
 
-    "床前"  ──encode──▶  [7, 3]  ──▶ ┌─────────────────────────────┐
-                                     │ Session.step（session.py）  │──▶ 词元 ──▶ 文字
-       提示长短不一也行，左填充       └──────────────┬──────────────┘
-       （decoder.py）                               └── 接上，再来一步
+    "床前" ──prompts.py──▶ [7, 3] ──▶ ┌───────────────────────────┐
+                                      │ Session.step，反复地      │──▶ 文字
+    长短不一也行，左填充              │   打分   decoder.py       │
+                                      │   选词   sampling.py      │
+                                      │   收下   continuation.py  │
+                                      └───────────────────────────┘
 
 三种要法：
   · generate("床前")              写完再交，得到 Generation
   · generate(["床前", "举头"])    一批一起写；与各自单独写的内容相同
   · stream("床前")                边写边交，合起来就是 generate 的文本
 
-写多长：写满 max_new_tokens（"length"）、写到停止串（"stop"）、模型自己写出结束（"end"），
-或者提示加上写的占满了模型的上下文（"context"）。想越过上下文，明说 sliding=True：
-写满之后只留最近的一半，从头再读；它忘掉的，就真的忘了。
+停在哪里（finish_reason）：写满 max_new_tokens（"length"）、写到停止串（"stop"）、模型自己
+写出结束（"end"），或者提示加上写的占满了上下文（"context"）。想越过上下文，明说 sliding=True：
+满了就只留最近的一半，从头再读；它忘掉的，就真的忘了。
 
-同样的种子，同样的文本：单独写与成批写、有缓存与没有缓存、流式与否，抽签用的随机数都相同。
-剩下的差别只有浮点舍入：两个词元的分数只差百万分之一时，加法的次序可能改变谁在前面。
+同样的种子，同样的文本：单独与成批、有缓存与没有、流式与否，抽签用的随机数都相同。剩下的差别
+只有浮点舍入：两个词元的分数几乎相等时（float32 约百万分之一，bf16 约百分之一），加法的次序
+可能改变谁在前面。要逐字复现，就用 float32，并且不改批的组成。
+
+常见的错法，多半不报错，只是写得差或写得慢：
+    忘了 eval()              dropout 还开着，每次随机抹掉一些数，同样的提示写出不同的话
+    忘了关掉梯度             每一步的计算图都留着，写得越长内存越多，最后崩掉
+    右填充                   最后一列是填充，取出来的是「填充之后写什么」
+    填充占了位置             短的提示从第 7 个位置数起，与单独写时不一样
+    流式时每次全文重新解码   写 n 个词元要解码 n²/2 个，还会闪出半个汉字
+    在整个流上开 inference_mode   调用者在两段之间做的事也被关掉了梯度
+这里逐个处理过了，都有测试；读代码时可以找找各在哪里。
+
+写得不好时，按这个次序查：
+    先看贪心                 贪心都不通顺，是模型没学好，调采样参数没有用
+    再看前几名的概率         logprobs 与 top_logprobs；第一名总是 0.99 还重复，是过拟合
+    再看提示                 末尾多余的空格、与训练时不同的模板，见 prompts.py
+    最后才调温度与淘汰       一次只动一个，种子不变，比较才有意义
+
+速度从哪里来：
+    缓存        每步只读一个新词元，而不是全文；写得越长，差得越多
+    成批        一次搬权重，算 B 行；见 session.py 的演示
+    这里没有的  投机解码、量化、连续成批（新的提示中途加入）；接口不挡着它们
+
+常见疑问：
+    为什么第一个字出来得慢？    先要把提示整个读一遍（预填），以后每步只读一个词元
+    为什么写着写着重复起来？    见 penalties.py；也可能是上下文太短，忘了自己说过
+    怎样让它写完一篇就停？      训练时每篇之后接「文章结束」，它学会了就会自己停
+
+    同样的种子，换台机器呢？    随机数相同；分数的末位随处理器与线程数而异，多半写出同样的话
+    能接着上次的写吗？          把提示与写好的接起来，再当提示；缓存不跨调用保留
 
 论文：GPT-2 (Radford et al. 2019)；缓存与批的代价，Pope 等 2022 (arXiv:2211.05102)。
 
 改哪里：选词的策略 → sampling.py；一步里的次序 → session.py；何时停、显示什么 → continuation.py；
-       缓存、填充、滑动 → decoder.py；束搜索 → beam_search.py。
+       缓存、填充、滑动 → decoder.py；束搜索 → best_texts.py；提示的检查 → prompts.py。
 """
 
 from __future__ import annotations
@@ -31,19 +62,17 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, TypeAlias, overload
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import nn
 
-from foundation.checks import check_int
 from foundation.demonstration import run_demo
 from inference.best_texts import best_texts
-from inference.continuation import Continuation, Generation
-from inference.decoder import Decoder
-from inference.drawing import RowRandom
-from inference.parameter_checks import check_vocabulary
+from inference.continuation import Generation
+from inference.poet import learn_poems
+from inference.prompts import Prompt, check_sizes, unused_ids
+from inference.request import Request
 from inference.sampling import SamplingParams
 from inference.session import Session
 
@@ -53,20 +82,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Generation", "SamplingParams", "TextGenerator"]
 
+# 不给参数就是它：照模型的概率抽，写满为止；不可变，所以可以放心当默认值
 DEFAULT = SamplingParams()
-Prompt: TypeAlias = "str | Sequence[int]"  # 文本，或已经编好的号
 
 
 @contextmanager
 def ready(modules: Sequence[nn.Module]) -> Iterator[None]:
     """生成期间：关掉 dropout，不记梯度；出来时（哪怕被 Ctrl-C 打断）逐个复原。
 
-    不能只记整个模型一个开关：用户可能特意冻住了其中一部分
+    不用 model.eval() 与 model.train() 一进一出：用户可能特意冻住了其中一部分，那样会把它解冻
     """
+    # 通常一个也没有，所以流式时每步进出一次也不费什么
     training = [module for module in modules if module.training]
     for module in training:
         module.training = False
     try:
+        # 比 no_grad 更彻底：张量连版本号也不记，每一步都省一点
         with torch.inference_mode():
             yield
     finally:
@@ -77,22 +108,19 @@ def ready(modules: Sequence[nn.Module]) -> Iterator[None]:
 class TextGenerator:
     """会写字的模型：模型与分词器配成一对。
 
-    提示：一段文本；或一串编号，给自己拼模板、要用特殊词元的程序。多条提示就给一个列表
-    错误：词表对不上、提示是空的、提示放不下、参数不合适 → ValueError，写明两个数
+    状态：没有。两次调用互不影响；模型的训练模式、梯度开关，用完都复原
+    提示：一段文本，或一个列表，每项是文本或一串编号
+    开关：use_cache=False 每步从头读，慢而结果相同；sliding=True 写满上下文后忘掉旧的一半
+    错误：词表对不上、提示是空的或放不下、参数不合适 → ValueError，写明给的值与上限
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
+        check_sizes(tokenizer, model.config.vocab_size)
         self.model = model
         self.tokenizer = tokenizer
-        n_tokens, n_rows = tokenizer.vocab_size, model.config.vocab_size
-        if n_tokens > n_rows:
-            raise ValueError(
-                f"the tokenizer has {n_tokens} tokens, but the model's vocab_size is {n_rows}; "
-                "load the tokenizer that was saved with this model"
-            )
-        # 模型的词表可以大一些，多出来的永远不选；分词器中间的空缺也一样
-        unused = [token for token in range(n_tokens) if not is_token(tokenizer, token)]
-        self.forbidden = torch.tensor(unused, device=model.device) if unused else None
+        # 模型多出来的行不会被选中；分词器中间若有空缺，也一样
+        unused = unused_ids(tokenizer)
+        self.forbidden = torch.tensor(unused) if unused else None
 
     # str 也是 Sequence[str]，类型检查因此说两条重叠；它先匹配第一条，正是我们要的
     @overload
@@ -125,25 +153,23 @@ class TextGenerator:
     ) -> Generation | list[Generation]:
         """写完再交。
 
-        一段文本、一份 → 一个 Generation；其余都是列表：提示 0 的 num_return 份在前，再是提示 1 的
+        一段文本、一份 → 一个 Generation；其余都是列表：提示 0 的 num_return 份在前，再是提示 1 的。
+        整个列表是一批：内存放不下时，请分几次给
         """
-        single = isinstance(prompt, str)
-        prompts: list[Prompt] = [prompt] if isinstance(prompt, str) else list(prompt)
-        encoded = self._encode(prompts, params, sliding)
+        request = self._request(params, use_cache, sliding)
+        # ① 全部查过才开始写：第三条提示太长，不该等前两条写完才说
+        encoded = request.encode([prompt] if isinstance(prompt, str) else list(prompt))
         with ready(list(self.model.modules())):
+            # ② 束搜索：每条提示自己占一批，它的几条路就是几行
             if params.num_beams > 1:
-                found = []
-                for ids in encoded:
-                    new_row = partial(self._row, ids, params, sliding)
-                    new_decoder = partial(self._decoder, [ids], params, use_cache, sliding)
-                    found += best_texts(new_row, new_decoder, params)
+                found = [text for ids in encoded for text in best_texts(request, ids)]
+            # ③ 抽样与贪心：所有提示的所有份合成一批，一步一步，直到都写完
             else:
-                session = self._begin(encoded, params, use_cache, sliding)
-                rows = session.rows
+                session = request.begin(encoded)
                 while session.active:
                     session.step()
-                found = [row.generation() for row in rows]
-        return found[0] if single and params.num_return == 1 else found
+                found = [row.generation() for row in session.rows]
+        return found[0] if isinstance(prompt, str) and params.num_return == 1 else found
 
     def stream(
         self,
@@ -155,167 +181,65 @@ class TextGenerator:
     ) -> Iterator[str]:
         """边写边交，每次是可以放心显示的一段：不会有半个字，也不会有停止串的开头。
 
-        错误：与 generate 相同，在调用时（而不是取第一段时）就抛；一次只能写一份，束搜索不能流式
+        错误：与 generate 相同，在调用时就抛，不等到取第一段；一次只能写一份，束搜索不能流式：
+        写完之前，它不知道哪一条路会赢
         """
+        # 静悄悄地只给第一份，用户会以为 num_return 坏了
         for name in ("num_return", "num_beams"):
             if getattr(params, name) != 1:
                 raise ValueError(
                     f"stream writes one text as it comes: {name} must be 1, "
                     f"got {getattr(params, name)}; use generate"
                 )
-        encoded = self._encode([prompt], params, sliding)
-        return self._stream(self._begin(encoded, params, use_cache, sliding))
+        request = self._request(params, use_cache, sliding)
+        # 与 generate 走同一个 Session，所以文字必然相同。
+        # 带 yield 的函数要等到取第一段才开始执行，所以检查放在这里，yield 放在另一个函数里
+        return self._pieces(request.begin(request.encode([prompt])))
 
-    def _stream(self, session: Session) -> Iterator[str]:
-        """两段之间控制权在调用者手里，所以模型的状态每步单独改、单独复原。"""
+    def _pieces(self, session: Session) -> Iterator[str]:
+        """两段之间，控制权在调用者手里：模型的状态每步单独改、单独复原。
+
+        调用者中途不要了（break、Ctrl-C），没有任何东西需要收拾
+        """
+        # 名单只列一次：每步重新走一遍整棵模块树，小模型上会占去可观的时间
         modules = list(self.model.modules())
         while session.active:
             with ready(modules):
                 ((_, text),) = session.step()
+            # 一份一行，所以每步恰好一段。空的不交：半个汉字、半个停止串还扣着
             if text:
                 yield text
 
-    # ── 准备 ────────────────────────────────────────────────────────────
+    def _request(self, params: SamplingParams, use_cache: bool, sliding: bool) -> Request:
+        """把这次要用的东西收在一起，见 request.py。
 
-    def _encode(
-        self, prompts: Sequence[Prompt], params: SamplingParams, sliding: bool
-    ) -> list[list[int]]:
-        """提示 → 编号，并在跑模型之前查出一切能查的错误。"""
-        check_vocabulary(params, self.tokenizer.vocab_size)
-        return [
-            self._checked(prompt, "the prompt" if len(prompts) == 1 else f"prompt {index}", sliding)
-            for index, prompt in enumerate(prompts)
-        ]
-
-    def _checked(self, prompt: Prompt, name: str, sliding: bool) -> list[int]:
-        """一条提示的编号；空的、放不下的、编号越界的，都说清楚。"""
-        if isinstance(prompt, int):
-            raise ValueError(f"{name} is the number {prompt}; for one prompt of ids write [[…]]")
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        n_tokens, context = self.tokenizer.vocab_size, self.model.config.max_seq_len
-        if not ids:
-            end_id = self.tokenizer.end_id
-            hint = "" if end_id is None else f", or pass the ids [{end_id}] to begin a new document"
-            raise ValueError(
-                f"{name} is empty (0 tokens): the model needs at least 1 token to continue from; "
-                f"write at least one character{hint}"
-            )
-        for token in ids:
-            check_int(f"each token id in {name}", token, 0, n_tokens - 1)
-        if len(ids) > context and not sliding:
-            raise ValueError(
-                f"{name} has {len(ids)} tokens, but the model's context (max_seq_len) is "
-                f"{context}; shorten it, or use sliding=True to keep only its end"
-            )
-        return ids
-
-    def _decoder(
-        self, rows: Sequence[Sequence[int]], params: SamplingParams, use_cache: bool, sliding: bool
-    ) -> Decoder:
-        """模型一侧：窗口、缓存、填充。"""
-        forbidden = None if self.forbidden is None else self.forbidden.to(self.model.device)
-        return Decoder(
-            self.model,
-            rows,
-            max_new_tokens=params.max_new_tokens,
-            use_cache=use_cache,
-            sliding=sliding,
-            vocab_size=self.tokenizer.vocab_size,
-            forbidden=forbidden,
-        )
-
-    def _begin(
-        self,
-        encoded: Sequence[Sequence[int]],
-        params: SamplingParams,
-        use_cache: bool,
-        sliding: bool,
-    ) -> Session:
-        """每条提示 num_return 行；第 i 份用第 i 串随机数，与它在批里的位置无关。"""
-        rows = []
-        for ids in encoded:
-            # 没给种子：每条提示各取一个新的；torch.manual_seed 之后仍可重现
-            seed = params.seed
-            if seed is None:
-                seed = int(torch.randint(2**63 - 1, ()))
-            for sample in range(params.num_return):
-                random = None if params.is_greedy else RowRandom(seed, sample)
-                rows.append(self._row(ids, params, sliding, random))
-        prompts = [row.prompt_ids for row in rows]
-        return Session(rows, self._decoder(prompts, params, use_cache, sliding), params)
-
-    def _row(
-        self,
-        ids: Sequence[int],
-        params: SamplingParams,
-        sliding: bool,
-        random: RowRandom | None = None,
-    ) -> Continuation:
-        """文字一侧：解码、停止串、长度。"""
-        context = None if sliding else self.model.config.max_seq_len
-        return Continuation(ids, self.tokenizer, params, context=context, random=random)
-
-
-def is_token(tokenizer: Tokenizer, token: int) -> bool:
-    """别人的词表偶有空缺：编号在范围之内，却没有对应的文字。"""
-    try:
-        tokenizer.token_bytes(token)
-    except ValueError:
-        return False
-    return True
-
-
-POEMS = """床前明月光，疑是地上霜。举头望明月，低头思故乡。
-白日依山尽，黄河入海流。欲穷千里目，更上一层楼。
-春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。
-"""
-
-
-def poet() -> TextGenerator:
-    """一个背过三首诗的小模型，约一秒学成。"""
-    from gpt_model.config import preset
-    from gpt_model.model import GPT
-    from tokenization.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.characters([POEMS])
-    config = preset("modern-micro", vocab_size=tokenizer.vocab_size, n_layers=2, dim=64, n_heads=2)
-    model = GPT(config)
-    ids = torch.tensor([tokenizer.encode(POEMS)])  # (1, T)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(130):
-        loss = model(ids[:, :-1], ids[:, 1:]).loss
-        assert loss is not None
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return TextGenerator(model, tokenizer)  # 还在训练模式：生成时自会关掉，之后复原
+        每次调用新建一个：生成器自己没有状态，两次调用互不影响
+        """
+        return Request(self.model, self.tokenizer, params, use_cache, sliding, self.forbidden)
 
 
 def demo() -> None:
-    """提示 → 词元 → 文字；策略、停止、流式、成批、缓存，逐样看一遍。"""
-    writer = poet()
-    first_steps(writer)
-    strategies(writer)
-    ways_agree(writer)
-    cache_speed()
+    """提示 → 词元 → 文字；策略、停止、流式、成批、缓存，逐样看一遍。
 
-
-def first_steps(writer: TextGenerator) -> None:
-    """一步一步看：模型给了哪些候选，选了谁。"""
+    模型只背过三首诗（见 poet.py）：背得对不对一眼看得出来，策略的差别也就看得出来
+    """
+    # 学成只要一两秒；每次运行的权重都相同，因为 run_demo 先定好了种子
+    model, tokenizer, _ = learn_poems()
+    writer = TextGenerator(model, tokenizer)
+    # 一行一条提示，用列表给，得到的也是列表；只给一段文本，得到的就是一个 Generation
+    # ① 一步一步：模型给了哪些候选，选了谁。贪心选的总是第一名
     params = SamplingParams(temperature=0, max_new_tokens=5, logprobs=True, top_logprobs=3)
-    (found,) = writer.generate(["举头"], params)
-    print(f"1. 提示「举头」→ 编号 {writer.tokenizer.encode('举头')}；每步前三名与概率：")
-    assert found.logprobs is not None
-    assert found.top_logprobs is not None
-    for token, top in zip(found.ids, found.top_logprobs, strict=True):
-        shown = "　".join(f"{writer.tokenizer.decode([i])} {math.exp(p):.3f}" for i, p in top)
-        print(f"   {shown}　→ {writer.tokenizer.decode([token])}")
-        assert token == top[0][0]  # 贪心选的就是第一名
-    print(f"   写出「{found.text}」，停下的原因：{found.finish_reason}")
+    (found,) = writer.generate(["床前"], params)
+    print(f"1. 提示「床前」→ 编号 {tokenizer.encode('床前')}；每步前三名与概率：")
+    for token, top in zip(found.ids, found.top_logprobs or (), strict=True):
+        shown = "　".join(f"{tokenizer.decode([i])!r} {math.exp(p):.3f}" for i, p in top)
+        print(f"   {shown}　→ {tokenizer.decode([token])!r}")
+        assert token == top[0][0]
+    print(f"   写出 {found.text!r}，停下的原因：{found.finish_reason}")
 
-
-def strategies(writer: TextGenerator) -> None:
-    """同一个提示，各种策略；背熟了的诗，只有高温才会背错。"""
+    # ② 同一个提示，各种策略：背熟的诗，温度高了才会背错。
+    #    高温时尾巴太厚：top-p 要凑满九成，放进来的胡话就多；min-p 与第一名比，挡得住
+    #    同一个种子：头几步抽到的随机数相同，差别只来自策略
     print("\n2. 提示「春」，写到句号为止：")
     for name, changes in (
         ("贪心　　　　", {"temperature": 0.0}),
@@ -329,23 +253,30 @@ def strategies(writer: TextGenerator) -> None:
         params = SamplingParams(max_new_tokens=24, stop=("。",), seed=6, **changes)
         (found,) = writer.generate(["春"], params)
         print(f"   {name}\t春{found.text}　（{found.finish_reason}）")
-        assert "。" not in found.text
+        assert "。" not in found.text  # 停止串不算在文本里
+    ways_agree(writer)
+    cache_speed(writer)
 
 
 def ways_agree(writer: TextGenerator) -> None:
-    """流式、成批、没有缓存：写出来的都一样。"""
+    """流式、成批、没有缓存：写出来的都一样。
+
+    三条提示长短不一，成批时短的左边有填充；温度不是 0，所以随机数也要对得上
+    """
+    # 四种写法，同一个种子
     params = SamplingParams(temperature=1.2, max_new_tokens=20, seed=3)
     alone = writer.generate(["白日"], params)[0]
     pieces = list(writer.stream("白日", params))
     print("\n3. 流式，一段一段地来：" + "│".join(pieces).replace("\n", "⏎"))
     batch = writer.generate(["床前明月光，", "白日", "春眠不觉"], params)
     plain = writer.generate(["白日"], params, use_cache=False)[0]
-    assert "".join(pieces) == alone.text
-    assert batch[1] == alone
-    assert plain == alone
+    assert "".join(pieces) == alone.text == batch[1].text == plain.text
     assert writer.model.training  # 还在训练模式，生成没有把它弄乱
     print("   与一次写完、与成批（三条长短不一）、与不用缓存，一字不差")
+    # 编号对上了，文字当然对上；反过来不一定：同样的文字可以有不同的切法
+    assert batch[1].ids == plain.ids == alone.ids
     # 提示太长：说清两个数，而不是悄悄砍掉开头
+    # 错误在开始写之前就抛出，列表里别的提示也不会白写
     try:
         writer.generate(["春" * 300], params)
     except ValueError as error:
@@ -354,28 +285,28 @@ def ways_agree(writer: TextGenerator) -> None:
         raise AssertionError("a prompt longer than the context was accepted")
 
 
-def cache_speed() -> None:
-    """缓存省下的时间：上下文越长越明显。"""
-    from gpt_model.config import preset
-    from gpt_model.model import GPT
-    from tokenization.tokenizer import Tokenizer
+def cache_speed(writer: TextGenerator) -> None:
+    """缓存省下的时间：没有缓存，第 t 步要读 t 个词元；有缓存只读一个。
 
-    tokenizer = Tokenizer.characters([POEMS])
-    model = GPT(preset("modern-micro", vocab_size=tokenizer.vocab_size, init_std=0.1))
-    writer = TextGenerator(model, tokenizer)
-    params = SamplingParams(temperature=0, max_new_tokens=150, logit_bias={0: -math.inf})
-    writer.generate(["春"], SamplingParams(max_new_tokens=2))  # 先热一热
+    公式：n 步共读 n 个，对 n(n + 1)/2 个；小模型上每步还有固定的开销，所以差不到那么多倍
+    """
+    # 四份一起写，乘法多一些，差别才看得清。禁用「文章结束」，好让它写满；计时之前先热一热
+    params = SamplingParams(temperature=0, max_new_tokens=240, logit_bias={0: -math.inf})
+    prompts = ["床前", "白", "春眠不觉晓", "夜来"]
+    writer.generate(prompts, SamplingParams(max_new_tokens=2))
     seconds, texts = [], []
     for use_cache in (True, False):
         start = time.perf_counter()
-        texts.append(writer.generate(["春"], params, use_cache=use_cache)[0].ids)
+        # 只改一个开关，其余都相同
+        found = writer.generate(prompts, params, use_cache=use_cache)
+        texts.append([one.ids for one in found])
         seconds.append(time.perf_counter() - start)
-    print(
-        f"\n4. modern-micro（随机权重）写 150 个词元：用缓存 {seconds[0]:.2f} 秒，"
-        f"不用 {seconds[1]:.2f} 秒，快 {seconds[1] / seconds[0]:.1f} 倍，词元相同"
-    )
-    assert texts[0] == texts[1]
-    assert len(texts[0]) == 150
+    cached, plain = seconds
+    # 秒数每台机器不同，只打印，不断言；词元必须相同
+    speed_up = f"用缓存 {cached:.2f} 秒，不用 {plain:.2f} 秒，快 {plain / cached:.1f} 倍"
+    print(f"\n4. 四份、各写 240 个词元：{speed_up}")
+    assert texts[0] == texts[1]  # 快慢不同，词元一个也不差
+    assert {len(ids) for ids in texts[0]} == {240}
 
 
 if __name__ == "__main__":

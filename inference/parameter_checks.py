@@ -110,7 +110,7 @@ def checked_bias(bias: Mapping[int, float] | None) -> Mapping[int, float] | None
     # 编号的上限要看词表，见 check_vocabulary；这里先拦住负的、小数的、写成字符串的
     for token, value in bias.items():
         number = check_int("each token id in logit_bias", token, 0)
-        # 有限数的尺子会拒绝 −∞，所以要先认出来。恰好是 −∞ 才算禁用；字符串 "-inf" 与 NaN 都不收
+        # 有限数的尺子会拒绝 −∞，所以要先认出来；字符串 "-inf" 与 NaN 照样不收
         is_ban = isinstance(value, float) and value == -math.inf
         found[number] = value if is_ban else check_float(f"logit_bias[{number}]", value)
     return MappingProxyType(found)  # 只读的视图

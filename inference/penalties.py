@@ -17,6 +17,9 @@ $$\begin{aligned}
     出现惩罚看          √     ·     √     ·      只看生成的，有没有
     次数惩罚看          2     0     1     0      只看生成的，有几次
 
+常用的值：重复惩罚 1.1 到 1.3；后两种 0.1 到 1。罚得太重，连「的」「，」都不敢再用，
+文本会越写越怪；写代码时尤其如此，变量名本来就该重复。
+
 三点值得记住：
   · 重复惩罚（θ > 1）必须按正负分开。一律除以 θ，负分反而升高，等于奖励重复。
   · 它依赖分数的零点：softmax 不在乎整体加减一个常数，它却在乎。所以它必须在别的
@@ -48,6 +51,8 @@ class History:
     """每一行说过什么，按词元记账：查一个词元说过没有、说过几次，都不必翻看全文。
 
     形状：in_prompt (B, V) 布尔，counts (B, V)；每步只改 B 个格子
+    提示与生成的分开记：重复惩罚两样都看，另两种只看后者；提示里的次数没有谁用，所以只记有无
+    滑动窗口忘掉的前文，这里仍然记得：惩罚针对整篇文本，与模型此刻看得见多少无关
     """
 
     def __init__(
@@ -69,7 +74,8 @@ class History:
 
     def record(self, tokens: Tensor) -> None:
         """每行刚生成了一个词元：tokens (B,)。"""
-        # 每行恰好一个，下标不会重复，可以放心地就地相加
+        # 每行恰好一个，下标不会重复，可以放心地就地相加；
+        # 若一行里有两个相同的下标，就地相加只会加一次
         self.counts[torch.arange(len(tokens), device=tokens.device), tokens] += 1
 
     def keep(self, rows: Tensor) -> None:
@@ -128,8 +134,12 @@ class RepetitionPenalty:
         self.penalty = check_float("repetition_penalty", penalty, exclusive_minimum=0.0)
 
     def __call__(self, logits: Tensor, history: History | None = None) -> Tensor:
-        """只改说过的词元；说过一次与说过十次一样。"""
+        """只改说过的词元；说过一次与说过十次一样。
+
+        恰好为 0 的分数乘除都不变：这是公式的一个死角，实际的分数几乎不会恰好是 0
+        """
         history = require(history, "repetition_penalty")
+        # 两种写法都算出来再挑：比逐个判断快，(B, V) 的运算对 GPU 不算什么
         seen = history.in_prompt | (history.counts > 0)  # (B, V)
         lowered = torch.where(logits > 0, logits / self.penalty, logits * self.penalty)
         return torch.where(seen, lowered, logits)

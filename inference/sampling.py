@@ -22,6 +22,18 @@ min-p 是后来者：门槛取「最好的那个的几分之几」，温度很�
 次序是约定：惩罚依赖分数的零点，所以最先；淘汰看的是调过温度之后的概率，所以最后。
 并列（ties）时一律先留编号小的：同样的分数，在任何机器上都得到同样的词。
 
+从哪里开始试：
+    想要稳妥          温度 0.7，top-p 0.9
+    想要花样          温度 1.0 起，往上加；再加 min-p 挡住尾巴
+    答案只有一个      贪心；翻译一类再试束搜索
+    总在重复          重复惩罚 1.2；还不行，加次数惩罚
+    胡言乱语          先看损失：采样只能挑，不能让没学会的模型变聪明
+
+常见的错法：
+    top-p 与 top-k 一起开到最严   后面的白开：前面已经淘汰完了
+    先淘汰、后调温度              温度再高也没有新的候选，等于没调
+    拿淘汰之后的概率当模型的概率  比较两个模型时要用原样的（见 continuation.py）
+
 论文：Fan 等 2018 top-k (arXiv:1805.04833)；Holtzman 等 2020 top-p (arXiv:1904.09751)；
      Nguyen 等 2024 min-p (arXiv:2407.01082)。
 
@@ -41,7 +53,7 @@ from torch import Tensor
 
 from foundation.checks import check_float, check_int
 from foundation.demonstration import new_figure, run_demo, save_figure
-from inference.drawing import RowRandom, draw
+from inference.drawing import RowRandom, check_scores, draw
 from inference.parameter_checks import check_parameters
 from inference.penalties import (
     FrequencyPenalty,
@@ -63,6 +75,7 @@ def keep_best(logits: Tensor, border: Tensor, count: Tensor | int) -> Tensor:
     形状：logits (B, V)、border 与 count (B, 1) → (B, V)
     并列：分数等于 border 的可能比空位多，按编号从小到大留，直到满额
     """
+    # top-p 与 top-k 只差 count 从哪里来，真正动手的是同一段
     tied = logits == border
     room = count - (logits > border).sum(dim=-1, keepdim=True)  # 给并列者的空位
     # 写成「该丢的」而不是「该留的」：NaN 与谁比都是假，因此不会被丢掉，最后才报得出错
@@ -74,6 +87,7 @@ class Temperature:
     """温度：把分数的差距整体放大或缩小。
 
     公式：z ← (z − max z) / τ；减去最大值不改变 softmax，却使 τ 很小时也不溢出
+    名字：来自统计力学的 e^{−E/kT}；温度越高，粒子越不挑地方
     错误：τ ≤ 0 或不是有限数 → ValueError；τ = 0 是贪心，由 SamplingParams 处理
     """
 
@@ -99,6 +113,7 @@ class TopK:
 
     def __call__(self, logits: Tensor, history: History | None = None) -> Tensor:
         """形状 (B, V) → (B, V)。"""
+        # 词表比 k 还小：没有谁要淘汰，也没有「第 k 名」可取
         if self.k >= logits.shape[-1]:
             return logits
         border = logits.topk(self.k, dim=-1).values[:, -1:]  # (B, 1)
@@ -120,6 +135,7 @@ class TopP:
 
     def __call__(self, logits: Tensor, history: History | None = None) -> Tensor:
         """形状 (B, V) → (B, V)。"""
+        # p = 1 是「全要」。照公式算，舍入会让累加提前到 1，平白丢掉尾巴
         if self.p == 1.0:
             return logits
         # ① 分母要算整个词表；float32 就够分辨名次，累加却要更细（GPU 上没有时退而求其次）
@@ -152,7 +168,7 @@ class MinP:
 
     def __call__(self, logits: Tensor, history: History | None = None) -> Tensor:
         """形状 (B, V) → (B, V)。"""
-        if self.min_p == 0.0:
+        if self.min_p == 0.0:  # log 0 没有定义
             return logits
         threshold = logits.amax(dim=-1, keepdim=True) + math.log(self.min_p)  # (B, 1)
         return logits.masked_fill(logits < threshold, -math.inf)
@@ -162,6 +178,7 @@ class MinP:
 class SamplingParams:
     """怎样写：全部旋钮。默认值等于「照模型的概率抽」；建好后不能改。
 
+    命令行、生成器、以后的服务都用这一个类，所以同一个词处处同一个意思
     错误：任何越界的值、没有意义的组合 → ValueError，写明给的值与允许的范围
     """
 
@@ -198,6 +215,7 @@ class SamplingParams:
 
     def penalties(self) -> list[LogitsProcessor]:
         """改分数的几步：贪心与束搜索也用得上。"""
+        # 不起作用的不放进来：每一步少一次 (B, V) 的运算，没有惩罚时连账本也不必记
         found: list[LogitsProcessor] = []
         if self.logit_bias:
             found.append(LogitBias(self.logit_bias))
@@ -238,6 +256,7 @@ def sample_next(
     并列：贪心取编号最小的
     错误：某行有 NaN、+∞，或者一个能选的都没有 → ValueError，写明是第几行
     """
+    # 每一步都返回新的分数；模型原来的那份不动，记对数概率时还要用
     for process in processors:
         logits = process(logits, history)
     check_scores(logits)
@@ -254,25 +273,6 @@ def best_tokens(scores: Tensor, n: int) -> list[list[tuple[float, int]]]:
     values, tokens = TopK(n)(scores).topk(n, dim=-1)  # (B, n)
     rows = zip(values.tolist(), tokens.tolist(), strict=True)
     return [sorted(zip(*row, strict=True), key=lambda pair: (-pair[0], pair[1])) for row in rows]
-
-
-def check_scores(logits: Tensor) -> None:
-    """拒绝没法用的分数，说清是哪一行、多半是为什么。
-
-    一次查清三种：NaN 与 +∞ 都会传到最大值里，全行 −∞ 的最大值是 −∞
-    """
-    largest = logits.amax(dim=-1)  # (B,)
-    if bool(largest.isfinite().all()):
-        return
-    row = int((~largest.isfinite()).int().argmax())
-    if float(largest[row]) == -math.inf:
-        raise ValueError(
-            f"row {row}: every token is forbidden (all scores are -inf); relax logit_bias"
-        )
-    raise ValueError(
-        f"row {row}: the model's scores hold {float(largest[row])}; its weights are damaged, "
-        "or fp16 overflowed (use fp32 or bf16)"
-    )
 
 
 def situation(steepness: float) -> Tensor:

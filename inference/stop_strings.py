@@ -23,6 +23,11 @@ $$\mathrm{fail}(k) = \max\{\, j < k : s_{0..j} = s_{k-j..k} \,\}$$
 「最早」指**最先写完**的那个；同时写完的，取开始得最早（最长）的。这样规定，结果就与文本被
 切成怎样的小段无关：逐字符喂与一口气喂，停在同一处。
 
+常见的错法：
+    只看最新的一个词元里有没有停止串   停止串横跨两个词元时永远找不到
+    每步在全文里重新找一遍             写 n 个词元要看 n²/2 个字符，而且先已显示了一半
+    找到停止串的编号序列就停           同样的文字可以有许多种切法，编号对不上
+
 论文：Knuth, Morris & Pratt 1977《Fast Pattern Matching in Strings》。
 
 改哪里：想让停止串本身留在文本里 → StopMatcher.push 里的切口；
@@ -73,21 +78,27 @@ class StopMatcher:
         """吃进一段，返回现在可以显示的；找到之后再吃进的一概不要。"""
         if self.found is not None:
             return ""
-        if not self.stops:  # 最常见的情形：没有停止串，什么都不必扣
+        # 最常见的情形：没有停止串，什么都不必扣
+        if not self.stops:
             return text
+        # 扣住的那几个字符已经配过了，从新来的开始往下配
         seen = self.held + text
         for end in range(len(self.held), len(seen)):
             self.found = self.advance(seen[end])
             if self.found is not None:
                 self.held = ""
                 return seen[: end + 1 - len(self.found)]
-        # 没找到：最长的那个半截扣住，其余放行
+        # 没找到：几个停止串各有一个半截，最长的那个扣住，其余放行
+        # （短的半截必是长的半截的后缀，扣住长的就都扣住了）
         safe = len(seen) - max(self.matched)
         self.held = seen[safe:]
         return seen[:safe]
 
     def advance(self, character: str) -> str | None:
-        """每个停止串各走一步；返回恰好在此写完的那个，并列取最长的。"""
+        """每个停止串各走一步；返回恰好在此写完的那个，并列取最长的。
+
+        matched[i] 只会加一或顺着 fail 往回退；加了多少次才能退多少次，所以平均是常数步
+        """
         complete = None
         for index, stop in enumerate(self.stops):
             k = self.matched[index]

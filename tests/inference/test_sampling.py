@@ -13,6 +13,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from inference.drawing import check_scores
 from inference.penalties import History
 from inference.sampling import (
     MinP,
@@ -21,7 +22,6 @@ from inference.sampling import (
     TopK,
     TopP,
     best_tokens,
-    check_scores,
     sample_next,
 )
 

@@ -1,0 +1,164 @@
+r"""一次请求要带哪些东西？——模型、分词器、参数、两个开关，合成一个小对象，一路传下去。
+
+    Request ──encode────▶ 每条提示的编号，全部查过
+            ──new_row───▶ 给人看的一半：Continuation（解码、停止串、写多长）
+            ──new_decoder▶ 模型看的一半：Decoder（窗口、缓存、填充）
+            ──begin─────▶ 两半合起来的一批：Session
+
+为什么要它？生成、流式、束搜索都要同样的六样东西，一样一样地当参数传，签名会比函数体还长，
+传错次序也看不出来。合成一个不可变的对象，谁都不能中途改掉一半。
+
+为什么分成「给人看的」与「模型看的」两半？模型只认编号与位置，不知道什么是停止串、什么是
+半个汉字；文字一侧也不必知道有没有缓存、左边填充了几个。两半各自测试，合起来只在 Session 里。
+
+一批有多少行：P 条提示、每条 n 份，
+
+$$B = P \cdot n, \qquad \text{第 } b \text{ 行}
+  = \text{提示 } \lfloor b / n \rfloor \text{ 的第 } (b \bmod n) \text{ 份}$$
+
+同一条提示的几份各占一行，提示各读一遍：多算一点，换来各行互不相干，写完一行退出一行。
+
+检查都在 encode 里，跑模型之前：第三条提示太长，就不该等前两条写完才说。
+
+随机数怎样分给各行，决定了「同样的种子写出同样的文本」在什么意义上成立：
+
+    给了种子     第 i 份用（种子，i）：与提示无关，与批里有谁无关
+                 于是同一条提示单独写、成批写、排在第几，都一样
+    没给种子     每条提示从 torch 的全局随机源取一个新的：每次不同，
+                 但 torch.manual_seed 之后仍可重现
+    贪心         不用随机数，连取都不取
+
+改哪里：多一个开关 → 在这里加字段，new_decoder 或 new_row 里用上；
+       共用同一条提示的预填 → begin：先读一遍，再用缓存的 reorder 复制成几行。
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from foundation.demonstration import run_demo
+from inference.continuation import Continuation
+from inference.decoder import Decoder
+from inference.drawing import RowRandom
+from inference.parameter_checks import check_vocabulary
+from inference.prompts import Prompt, encode_prompts
+from inference.sampling import SamplingParams
+from inference.session import Session
+
+if TYPE_CHECKING:
+    from gpt_model.model import GPT
+    from tokenization.tokenizer import Tokenizer
+
+__all__ = ["Request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """一次请求；字段就是全部的输入，除了提示。
+
+    同一个 Request 可以 begin 许多次：它自己没有状态，状态都在 Session、Continuation、Decoder 里
+    """
+
+    model: GPT  # 训练模式还是推理模式，由生成器管
+    tokenizer: Tokenizer
+    params: SamplingParams  # 建好时已经查过，见 parameter_checks.py
+    use_cache: bool = True  # False：每步从头读，慢，用来核对
+    sliding: bool = False  # True：写满上下文后忘掉旧的一半，接着写
+    forbidden: Tensor | None = None  # 词表中间的空缺，见 prompts.unused_ids
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """跑模型之前，查出一切能查的错误。
+
+        错误：参数与词表对不上、提示接不下去 → ValueError，写明给的值与上限
+        """
+        check_vocabulary(self.params, self.tokenizer.vocab_size)
+        context = self.model.config.max_seq_len
+        return encode_prompts(prompts, self.tokenizer, context, sliding=self.sliding)
+
+    def new_row(self, ids: Sequence[int], random: RowRandom | None = None) -> Continuation:
+        """给人看的一半，还什么都没写；没有 random 就不抽样。"""
+        # 滑动时没有上限：满了就忘掉旧的，接着写
+        context = None if self.sliding else self.model.config.max_seq_len
+        return Continuation(ids, self.tokenizer, self.params, context=context, random=random)
+
+    def new_decoder(self, rows: Sequence[Sequence[int]]) -> Decoder:
+        """模型看的一半，还什么都没读。
+
+        形状：B 串编号，长短不一；左填充、缓存都是 Decoder 自己的事
+        """
+        # 模型可能换过设备，所以到用时才搬
+        forbidden = None if self.forbidden is None else self.forbidden.to(self.model.device)
+        return Decoder(
+            self.model,
+            rows,
+            max_new_tokens=self.params.max_new_tokens,
+            use_cache=self.use_cache,
+            sliding=self.sliding,
+            vocab_size=self.tokenizer.vocab_size,
+            forbidden=forbidden,
+        )
+
+    def begin(self, encoded: Sequence[Sequence[int]]) -> Session:
+        """每条提示 num_return 行，合成一批。
+
+        形状：P 条提示 → B = P·n 行，提示 0 的 n 份在前
+        """
+        rows = []
+        for ids in encoded:
+            # 给了种子，每条提示都从它开始；没给，就各取一个新的
+            seed = self.params.seed
+            if seed is None and not self.params.is_greedy:
+                seed = int(torch.randint(2**63 - 1, ()))
+            for sample in range(self.params.num_return):
+                # 每行一个独立的随机源：谁先写完退出，都不影响别人
+                random = None if seed is None else RowRandom(seed, sample)
+                rows.append(self.new_row(ids, None if self.params.is_greedy else random))
+        return Session(rows, self.new_decoder([row.prompt_ids for row in rows]), self.params)
+
+
+def demo() -> None:
+    """两条提示、每条两份，合成四行；给种子与不给种子，各跑两遍。
+
+    行的次序：春₀ 春₁ 白日₀ 白日₁
+    """
+    from inference.poet import learn_poems
+
+    model, tokenizer, _ = learn_poems()
+    model.eval()
+
+    def write(params: SamplingParams) -> list[str]:
+        # 生成器（generator.py）做的就是这几行，外加关掉 dropout 与两种交法
+        request = Request(model, tokenizer, params)
+        with torch.inference_mode():
+            session = request.begin(request.encode(["春", "白日"]))
+            while session.active:
+                session.step()
+        return [row.generation().text for row in session.rows]
+
+    for seed in (7, None):
+        print(f"种子 {seed}：提示「春」两份，「白日」两份")
+        # 温度高一些，才看得出随机数不同；0 号是「文章结束」，禁用它好让各份一样长
+        params = SamplingParams(
+            temperature=1.3, max_new_tokens=9, num_return=2, seed=seed, logit_bias={0: -torch.inf}
+        )
+        first, second = write(params), write(params)
+        for texts in (first, second):
+            print("   " + "　".join(text.replace("\n", "⏎") for text in texts))
+        # 给了种子，两遍相同；没给，两遍不同
+        assert (first == second) == (seed is not None)
+    # 种子不同，提示相同：各份自然不同；但它们仍由一个数决定。
+    # 没给种子时，种子取自 torch 的全局随机源：管住它，就管住了一切
+    torch.manual_seed(1)
+    first = write(params)
+    torch.manual_seed(1)
+    assert write(params) == first
+    print("没给种子，但先 torch.manual_seed(1)：两遍又相同了")
+
+
+if __name__ == "__main__":
+    run_demo(demo)
