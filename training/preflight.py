@@ -65,7 +65,7 @@ def _warn_if_disk_is_short(trainer: Trainer) -> None:
     if trainer.run_dir is None:
         return  # 不存档，就不占磁盘
     state = sum(t.numel() * t.element_size() for t in trainable_state(trainer.model).values())
-    # m、v 总是 float32，不随权重的精度；每个要训练的参数各一个数
+    # m、v 与参数同形，按 float32 估；冻结的参数没有
     moments = 2 * 4 * sum(p.numel() for p in trainer.take_step.parameters)
     needed = (trainer.config.keep_last + 2) * (state + moments)
     free = shutil.disk_usage(trainer.run_dir).free  # 字节
