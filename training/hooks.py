@@ -128,6 +128,7 @@ class GradientNormHook(Hook):
         """梯度还在：下一步开始时才清。"""
         # 坏的一步最值得看：看坏在哪一层
         if report.step % self.every == 0 or report.skipped:
+            # 表由 diagnostics.py 画：在别处（测试、笔记本）也能单独调用
             table = gradient_table(trainer.model)
             trainer.message(f"gradient norms at step {report.step} (after clipping)\n{table}")
 
@@ -158,6 +159,7 @@ class TensorBoardHook(Hook):
 
         错误：没有给 directory，Trainer 也没有 run_dir → ValueError
         """
+        # 不改 self.directory：同一个钩子换个 Trainer 再用，仍跟着新的训练目录
         directory = self.directory
         if directory is None:
             if trainer.run_dir is None:
@@ -178,6 +180,7 @@ class TensorBoardHook(Hook):
     def on_evaluate(self, trainer: Trainer, report: EvaluationReport) -> None:
         """评估的两个数；不知道每个词元合几个字节，就只有一个。"""
         self._add("validation/loss", report.loss, report.step)
+        # 每字节比特与分词器无关：换了分词器的两次训练，比这一条
         if report.bits_per_byte is not None:
             self._add("validation/bits_per_byte", report.bits_per_byte, report.step)
 
@@ -239,6 +242,7 @@ def demo() -> None:
 
     # Shout 自己说的、另两个托 trainer.message 说的，都收在 shout.heard 里
     shout = Shout()
+    # 一个跟着步数写，一个只在最后看：各有各的节拍，循环不管
     watched = run([shout, SampleHook(write, every=20), GradientNormHook(every=40)])
     print("钩子听见的：")
     # 听见的次序就是训练里发生的次序
