@@ -97,6 +97,7 @@ def _single_changes(plan: Plan) -> Iterator[Plan]:
     """
     # ① 批减半、累积加倍，更新完全相同
     smaller = plan
+    #    连着减半而不是一次减到 1：批太小，设备就吃不饱
     while smaller.batch_size > 1:
         batch = smaller.batch_size // 2
         rounds = -(-plan.batch_size * plan.grad_accumulation // batch)  # 向上取整
@@ -129,7 +130,7 @@ def suggest_changes(
             fitting.setdefault(kind, (candidate, needed))
     if fitting:
         return list(fitting.values())
-    # 一起改：先动不影响结果的，把最伤的（缩短）留到最后
+    # 一起改：先动几乎不影响结果的，把最伤的（缩短）留到最后
     # 16 位，批减到 1，再不行就缩短
     rounds = plan.batch_size * plan.grad_accumulation  # 批减到 1，每步的样本数不变
     both = replace(plan, batch_size=1, grad_accumulation=rounds, precision="bf16")
@@ -182,6 +183,7 @@ def check_memory(
 
 def _advice(config: GPTConfig, plan: Plan, room: float, n_trainable: int | None) -> str:
     """把改法写成一句话；没有办法也要直说，不让人一种种去试。"""
+    # room 是留了余地的那个数，照着改就不会再收到提醒
     found = suggest_changes(config, plan, room, n_trainable=n_trainable)
     if not found:
         return "No batch size helps: choose a smaller model, or train adapters only (LoRA)"
@@ -191,6 +193,7 @@ def _advice(config: GPTConfig, plan: Plan, room: float, n_trainable: int | None)
 
 def demo() -> None:
     """gpt2 在三台机器上：装得下、有点紧、装不下；装不下的改什么。"""
+    # 只用公式，不建模型：所以在任何机器上都能算
     config = preset("gpt2")
     plan = Plan(batch_size=8, grad_accumulation=1, seq_len=1024, precision="fp32")
     needed = memory_needed(config, plan)
@@ -210,6 +213,7 @@ def demo() -> None:
         assert (said is None) == (gigabytes == 24)
 
     print("③ 建议的每一种都代回公式算过，确实装得下")
+    # 建议若自己都装不下，比不建议还坏
     for suggested, size in suggest_changes(config, plan, 6e9):
         print(f"   {suggested.changes_from(plan)}：{human(size, 'B')}")
         assert size == memory_needed(config, suggested) <= 6e9
