@@ -71,6 +71,7 @@ def language_model_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
 
     形状：inputs、targets (B, T) → 标量、题数；目标是 −100 的位置两边都不算
     """
+    # 求和而不是平均：题数不同的批要先加起来，最后只除一次
     output = model(batch.inputs, batch.targets, document_ids=batch.document_ids, reduction="sum")
     return output.loss, batch.n_targets
 
@@ -107,6 +108,7 @@ def clip_factor(norm: float, max_norm: float | None) -> float:
 @torch.no_grad()
 def scale_gradients(gradients: list[Tensor], factor: float) -> None:
     """所有梯度就地乘同一个数。"""
+    # 乘 1 等于白搬一趟内存；没有梯度时 foreach 会报错
     if gradients and factor != 1.0:
         torch._foreach_mul_(gradients, factor)
 
@@ -119,6 +121,7 @@ def demo() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5)).double()
     ids, targets = torch.randint(5, (10,)), torch.randint(5, (10,))
+    # 题数故意悬殊：相等的话，错的做法也会得到对的答案
     borders = ((0, 6), (6, 7), (7, 10))  # 三个微批次在十道题里的起止
 
     def loss(first: int, last: int, reduction: str) -> Tensor:
@@ -151,8 +154,9 @@ def demo() -> None:
         print(f"   在 {count} 道题的微批次里：1/3 × 1/{count} = {1 / 3 / count:.3f}")
 
     print("③ 先除后裁与先裁后除（c = 1）")
-    norm = whole.norm().item()
+    norm = whole.norm().item()  # 平均损失的梯度
     right = norm * clip_factor(norm, 1.0)
+    # 和的梯度是平均的 10 倍（十道题），几乎一定会被裁
     wrong = (10 * norm) * clip_factor(10 * norm, 1.0) / 10
     print(f"   平均的梯度长 {norm:.3f}，没超过 1，先除后裁不动它：{right:.3f}")
     print(f"   和的梯度长 {10 * norm:.3f}，先裁到 1 再除以 10：{wrong:.3f}，步子小了许多")
