@@ -145,6 +145,7 @@ def _check_schedule(
 def demo() -> None:
     """二十步的三条曲线，画成字符；再验证两端与接缝。"""
     values = {"max_lr": 1e-3, "min_lr": 1e-4, "warmup_steps": 4, "total_steps": 20}
+    # 曲线就是把 0 … N−1 代进同一个函数：不必真的训练
     curves = {
         kind: [learning_rate(s, kind=kind, decay_steps=6, **values) for s in range(20)]  # type: ignore[arg-type]
         for kind in SCHEDULES
@@ -173,12 +174,14 @@ def demo() -> None:
             f"   {kind:<8} 第一次更新 {curve[0]:.0e}，预热后 {curve[4]:.0e}，最后 {curve[-1]:.0e}"
         )
 
+    # 学习率之和大致是权重能走的总路程
     print("③ 一共走了多远：∑η（面积），以常数为 1")
     area = {kind: sum(curve) / sum(curves["constant"]) for kind, curve in curves.items()}
     print("   " + "，".join(f"{kind} {value:.2f}" for kind, value in area.items()))
     # WSD 的平台使它走得比余弦远：这是它同样步数下不吃亏的原因之一
     assert area["cosine"] < area["wsd"] < area["constant"] == 1.0
 
+    # 不拦住，得到的是一条没人要的曲线，训练照样跑完
     print("④ 写反的、放不下的，当场拒绝")
     for wrong in ({"min_lr": 2e-3}, {"warmup_steps": 18, "kind": "wsd"}, {"kind": "cosin"}):
         try:
@@ -191,7 +194,7 @@ def demo() -> None:
 
 def plot(path: Path) -> None:
     """三条曲线画在一起；图上的字用英文，许多机器没有中文字体。"""
-    figure, axes = new_figure(size=(7.5, 4.0))
+    figure, axes = new_figure(size=(7.5, 4.0))  # 英寸
     values = {"max_lr": 1e-3, "min_lr": 1e-4, "warmup_steps": 100, "total_steps": 1000}
     for kind in SCHEDULES:
         curve = [learning_rate(s, kind=kind, decay_steps=200, **values) for s in range(1000)]  # type: ignore[arg-type]
