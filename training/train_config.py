@@ -67,7 +67,7 @@ class TrainConfig:
     warmup_steps: int | None = None  # None = 总步数的十分之一，至多 100
     decay_steps: int | None = None  # 只有 wsd 用；None = 总步数的五分之一
     # ── 怎样迈：见 optimizer.py ─────────────────────────────────────────
-    optimizer: str = "adamw"
+    optimizer: str = "adamw"  # 名字登记在 optimizer.py 的 OPTIMIZERS
     weight_decay: float = 0.1  # 只衰减矩阵，不衰减偏置与归一化
     betas: tuple[float, float] = (0.9, 0.95)  # 一阶矩、二阶矩的记性
     eps: float = 1e-8  # 免得除以 0
@@ -128,7 +128,7 @@ class TrainConfig:
 
     @property
     def warmup(self) -> int:
-        """真正用的预热步数：没有给就按总步数推。"""
+        """真正用的预热步数：没有给就按总步数推，短的训练也就少预热。"""
         return min(100, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
 
     @property
@@ -138,11 +138,14 @@ class TrainConfig:
 
     @property
     def saving_interval(self) -> int:
-        """真正用的存档间隔。"""
+        """真正用的存档间隔；跟着评估存，存档里就有当时的验证损失。"""
         return self.eval_every if self.save_every is None else self.save_every
 
     def learning_rate_at(self, step: int) -> float:
-        """第 step 次更新（从 0 数起）的学习率。"""
+        """第 step 次更新（从 0 数起）的学习率。
+
+        公式：见 schedule.py；只由单子与 step 决定，续训时不必另存什么
+        """
         return learning_rate(
             step,
             kind=self.schedule,
@@ -155,11 +158,16 @@ class TrainConfig:
 
     def replace(self, **changes: Any) -> TrainConfig:
         """改几个字段，得到新的一份；名字写错会指出最像的。"""
+        # dataclasses.replace 会重新检查每一项：改出来的也不会是坏的
         _refuse_unknown(changes, "TrainConfig")
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """变成可以写进 JSON 的字典。"""
+        """变成可以写进 JSON 的字典。
+
+        约定：存的是写下的值，None 仍是 None；推出来的不存，读回来再推一次就是了
+        类型：JSON 没有元组，betas 写成列表；from_dict 会变回来
+        """
         return {**asdict(self), "betas": list(self.betas)}
 
     @classmethod
