@@ -74,8 +74,8 @@ __all__ = [
 ]
 
 TRAINABLE_FILE = "trainable.safetensors"  # 冻结了一部分时，只存要训练的
-OPTIMIZER_FILE = "optimizer.safetensors"
-RANDOM_FILE = "random.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"  # 「参数名/状态名」→ 张量
+RANDOM_FILE = "random.safetensors"  # 见 random_state.py
 
 
 # ── 存 ──────────────────────────────────────────────────────────────────────────────
@@ -96,27 +96,30 @@ def save_checkpoint(
     """把第 step 步之后的一切存成 run_dir/step-000200/，核对，再清掉多余的旧存档。
 
     参数：progress 是 JSON 写得下的小东西，由训练循环决定；write_more 往同一个目录里再写些文件
+    约定：返回之后，存档已在磁盘上，且读回来核对过；模型与优化器不变
+    约定：val_loss 写进清单，找「最好的」只看它；没有量过就是 None，不参加比较
     错误：权重或优化器含 NaN → ValueError；磁盘满等 → OSError，说出最后一个好存档在哪里
     """
     run_dir = Path(run_dir)
-    target, model = step_directory(run_dir, step), plain_model(model)
-    weights, moments = trainable_state(model), optimizer_state(model, optimizer)
+    target, model = step_directory(run_dir, step), plain_model(model)  # 改名之后的样子
+    weights, moments = trainable_state(model), optimizer_state(model, optimizer)  # 还在设备上
     # ① 坏数不落盘：存下了，以后每次续训都从 NaN 开始
     _refuse_non_finite({**weights, **moments}, target)
-    facts = {"step": step, "val_loss": val_loss}
+    facts = {"step": step, "val_loss": val_loss}  # 清单与 trainer.json 各写一份，互相作证
     try:
         # ② 先写在旁边；任何一处出错，旁边的被删掉，已有的存档都还在
         with atomic_directory(target, kind=CHECKPOINT_KIND, extra=facts) as temporary:
             _write_weights(temporary, model, weights, tokenizer)
-            save_file(moments, temporary / OPTIMIZER_FILE)
+            save_file(moments, temporary / OPTIMIZER_FILE)  # m、v
             save_file(random_state(), temporary / RANDOM_FILE)
+            # facts 放在后面：progress 里若有同名的，以真正存的这一步为准
             write_json(temporary / TRAINER_FILE, {**progress, **facts})
             if write_more is not None:
-                write_more(temporary)
+                write_more(temporary)  # 钩子的，同样受清单担保
         # ③ 从磁盘读回来核对过，才敢删旧的
         verify_checkpoint(target)
         remove_old_checkpoints(run_dir, keep_last)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # 磁盘满的三种说法
         # torch 与 safetensors 在磁盘满时抛的不是 OSError；统一成一句说得清的话
         others = [found for found in list_checkpoints(run_dir) if found.directory != target]
         kept = f"the last good one is {others[-1].directory}" if others else "there is no other one"
@@ -128,7 +131,11 @@ def save_checkpoint(
 
 
 def plain_model(model: nn.Module) -> nn.Module:
-    """脱掉 torch.compile 与多卡的外壳：存下的名字不该带着它们的前缀。"""
+    """脱掉 torch.compile 与多卡的外壳：存下的名字不该带着它们的前缀。
+
+    约定：里外是同一批参数，只是名字不同；没有外壳就原样返回
+    为什么：编译着练的存档，不编译也要放得回，反过来也一样
+    """
     for shell in ("_orig_mod", "module"):
         inner = getattr(model, shell, None)
         if isinstance(inner, nn.Module):
@@ -140,10 +147,11 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """要存的张量：全部状态，去掉冻结的参数；共用同一块内存的只留第一个名字。
 
     buffer（例如 BatchNorm 的均值）不求梯度，但训练会改它，所以也要存
+    约定：不改模型，也不复制（不连续的张量除外）；要长久留着的人自己复制
     """
-    frozen = {
+    frozen = {  # 续训时由载入底座还原
         name
-        for name, parameter in model.named_parameters(remove_duplicate=False)
+        for name, parameter in model.named_parameters(remove_duplicate=False)  # 每个别名都要查到
         if not parameter.requires_grad
     }
     return {name: value for name, value in state_to_save(model).items() if name not in frozen}
@@ -154,9 +162,9 @@ def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]
 
     形状：m、v 与参数同形；step 是标量。各组的设置不存：它们由配置决定，续训时另行比对
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}  # 对象 → 名字
     tensors = {}
-    for parameter, values in optimizer.state.items():
+    for parameter, values in optimizer.state.items():  # 没有过梯度的不在里面
         for key, value in values.items():
             # 只认张量；将来的优化器若存了别的，宁可当场发现，也不要悄悄丢掉
             if not isinstance(value, Tensor):
@@ -166,7 +174,10 @@ def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]
 
 
 def _refuse_non_finite(tensors: Mapping[str, Tensor], target: Path) -> None:
-    """有一个 NaN 或无穷大就整个不存，并说出是哪一个。"""
+    """有一个 NaN 或无穷大就整个不存，并说出是哪一个。
+
+    为什么 m、v 也要看：权重还好而 m、v 里已有 NaN，接着练，下一步权重就坏
+    """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(
@@ -178,14 +189,17 @@ def _refuse_non_finite(tensors: Mapping[str, Tensor], target: Path) -> None:
 def _write_weights(
     directory: Path, model: nn.Module, weights: dict[str, Tensor], tokenizer: Tokenizer | None
 ) -> None:
-    """权重的三种写法：整个 GPT、整个别的模块、只有要训练的一部分。"""
+    """权重的三种写法：整个 GPT、整个别的模块、只有要训练的一部分。
+
+    约定：只有整个 GPT 的存档同时是模型目录，可以直接载入；另两种要先建好模型
+    """
     if any(not parameter.requires_grad for parameter in model.parameters()):
-        save_file(weights, directory / TRAINABLE_FILE)
+        save_file(weights, directory / TRAINABLE_FILE)  # LoRA：底座不变
     elif isinstance(model, GPT):
         # 模型目录的文件；清单由 atomic_directory 最后写，把这里所有的文件一并记下
         write_model_files(model, directory, tokenizer)
     else:
-        save_file(weights, directory / WEIGHTS_FILE)
+        save_file(weights, directory / WEIGHTS_FILE)  # 没有 config.json 可写
 
 
 # ── 读 ──────────────────────────────────────────────────────────────────────────────
@@ -195,17 +209,20 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Optimizer) -> 
     """把存档放回已经建好的模型与优化器，恢复随机数，返回当时的 progress。
 
     错误：损坏、名字或形状对不上 → ValueError，写明文件与差别；此时模型与优化器都还没有动
+    约定：model 与 optimizer 要先照原来的样子建好；这里只填数，不造结构
+    约定：设备可以与存的时候不同，张量会搬到参数所在的地方
     """
-    progress = verify_checkpoint(directory)
+    progress = verify_checkpoint(directory)  # 每个文件都读一遍
     # ① 全部读出来、核对好，再动手：读到一半才发现不符，会留下半新半旧的模型
     model = plain_model(model)
+    # _fitting_ 开头的只读不写：要抛错，都在动手之前抛
     weights = _fitting_weights(directory, model)
     packed = _fitting_optimizer_state(directory / OPTIMIZER_FILE, model, optimizer)
     # ② 库的 load_state_dict 负责搬到参数所在的设备
-    _write_into(model, weights)
+    _write_into(model, weights)  # 就地，共用的矩阵不会被拆开
     optimizer.load_state_dict(packed)
     # ③ 随机数最后放回：前面若抽过，也不会打乱
-    set_random_state(read_weights(directory / RANDOM_FILE))
+    set_random_state(read_weights(directory / RANDOM_FILE))  # 见 random_state.py
     return progress
 
 
@@ -213,6 +230,7 @@ def load_weights(directory: Path, model: nn.Module) -> None:
     """只放回权重，就地写入；练完之后取回最好的一个时用它。
 
     错误：缺少、多出、形状不符 → ValueError，一次列全，模型不动
+    约定：优化器与随机数不动，所以不能用它来续训
     """
     verify_checkpoint(directory)
     model = plain_model(model)
@@ -230,13 +248,17 @@ def _write_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _fitting_weights(directory: Path, model: nn.Module) -> dict[str, Tensor]:
-    """读权重，并与模型逐个对上名字与形状；不对就一次列全，免得改一个错一个。"""
-    path = directory / TRAINABLE_FILE
+    """读权重，并与模型逐个对上名字与形状；不对就一次列全，免得改一个错一个。
+
+    形状：每个名字的形状都要相同，哪怕能广播：(1,) 写进 (D,) 不会报错，却已不是原来的权重
+    错误：少了、多了、形状不符 → ValueError，写明文件与各处差别
+    """
+    path = directory / TRAINABLE_FILE  # 先看是不是只存了一部分
     if not path.is_file():
         path = directory / WEIGHTS_FILE
     saved, expected = read_weights(path), trainable_state(model)
-    problems = [f"missing {name}" for name in expected if name not in saved]
-    problems += [f"unexpected {name}" for name in saved if name not in expected]
+    problems = [f"missing {name}" for name in expected if name not in saved]  # 模型有、文件没有
+    problems += [f"unexpected {name}" for name in saved if name not in expected]  # 反过来
     problems += [
         f"{name} has shape {tuple(saved[name].shape)}, the model has {tuple(tensor.shape)}"
         for name, tensor in expected.items()
@@ -252,13 +274,16 @@ def _fitting_optimizer_state(path: Path, model: nn.Module, optimizer: Optimizer)
     """按名字的张量 → 库要的「序号 → {状态名: 张量}」。
 
     从来没有过梯度的参数没有状态，所以不要求个个都有；多出来的、形状不符的则不收
+    公式：序号 = 参数在各组里从头数起的位置；它随分组而变，所以只在内存里用
+    形状：m、v 与参数同形
+    错误：名字不认识、形状不符 → ValueError，写明是哪一个
     """
     parameters = {id(p): (name, tuple(p.shape)) for name, p in model.named_parameters()}
     order = [parameters[id(p)] for group in optimizer.param_groups for p in group["params"]]
     known = {name: (index, shape) for index, (name, shape) in enumerate(order)}
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Tensor]] = {}  # 库要的样子
     for key, tensor in read_weights(path).items():
-        name, _, part = key.rpartition("/")
+        name, _, part = key.rpartition("/")  # 参数名里只有点
         # 标量（走过的步数）没有形状可比
         index, shape = known.get(name, (-1, None))
         if shape is None or (tensor.ndim > 0 and tuple(tensor.shape) != shape):
@@ -279,8 +304,8 @@ def demo() -> None:
     """带 dropout 的小网络：连走六步，与「三步、存、读、再三步」逐比特对照；少放回一样会怎样。"""
 
     def fresh() -> tuple[nn.Module, Optimizer]:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        torch.manual_seed(0)  # 每次同一个起点
+        model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 1))  # 用得着随机数
         return model, build_optimizer(model, learning_rate=0.01)
 
     def walk(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
@@ -291,14 +316,14 @@ def demo() -> None:
             optimizer.step()
 
     def difference(one: nn.Module, other: nn.Module) -> float:
-        pairs = zip(one.parameters(), other.parameters(), strict=True)
-        return max(float((a - b).detach().abs().max()) for a, b in pairs)
+        pairs = zip(one.parameters(), other.parameters(), strict=True)  # 同一种结构
+        return max(float((a - b).detach().abs().max()) for a, b in pairs)  # 最大的差
 
     straight, optimizer = fresh()
-    walk(straight, optimizer, range(6))
+    walk(straight, optimizer, range(6))  # 没停过的
     with tempfile.TemporaryDirectory() as folder:
-        model, optimizer = fresh()
-        walk(model, optimizer, range(3))
+        model, optimizer = fresh()  # 与没停过的同一个起点
+        walk(model, optimizer, range(3))  # 停在一半
         saved = save_checkpoint(folder, 3, model, optimizer, {"lesson": "checkpoint"}, val_loss=0.5)
         print("① 一个存档里的文件")
         for file in sorted(saved.iterdir()):
@@ -306,10 +331,10 @@ def demo() -> None:
 
         print("② 三步、存、关机、读、再三步；与连走六步比，权重最多差多少")
         for forgotten in ("", "random", "optimizer"):
-            resumed, optimizer = fresh()
+            resumed, optimizer = fresh()  # 像是新开的进程
             torch.manual_seed(999)  # 关机之后，随机数早已不在原处
             progress = load_checkpoint(saved, resumed, optimizer)
-            if forgotten == "random":
+            if forgotten == "random":  # 以为存了权重就够
                 torch.manual_seed(999)
             if forgotten == "optimizer":
                 optimizer = build_optimizer(resumed, learning_rate=0.01)
@@ -317,7 +342,7 @@ def demo() -> None:
             gap = difference(straight, resumed)
             what = {"": "全部放回", "random": "忘了随机数", "optimizer": "忘了优化器"}[forgotten]
             print(f"   {what:　<6} {gap:.1e}")
-            assert (gap == 0) == (forgotten == "")
+            assert (gap == 0) == (forgotten == "")  # 恰好为 0，缺一样就不是
 
         print("③ 放进另一个模型：说出差别，什么也不动")
         other = nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.5), nn.Linear(4, 1))
