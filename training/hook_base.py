@@ -105,7 +105,12 @@ class TrainResult:
 
 
 class Hook:
-    """什么也不做的钩子；继承它，只写要听的方法。"""
+    """什么也不做的钩子；继承它，只写要听的方法。
+
+    silent 为真的钩子听了警告，人却看不见（例如只写文件）；全是这样的，警告还要另走一路
+    """
+
+    silent = False
 
     def on_start(self, trainer: Trainer) -> None:
         """训练开始：模型、优化器已就位，续训的也已经放回。"""
@@ -153,14 +158,13 @@ class HookList:
             self.warn(message)
 
     def warn(self, message: str) -> None:
-        """交给听警告的钩子；一个也没有，就走 Python 的 warnings，不许没人听见。"""
+        """告诉每个钩子；若没有一个会让人看见，就走 Python 的 warnings：不许没人听见。"""
         if self._early is not None:
             self._early.append(message)
             return
+        self.tell("on_warning", message)
         listening = [hook for hook in self.hooks if type(hook).on_warning is not Hook.on_warning]
-        for hook in listening:
-            hook.on_warning(self.trainer, message)
-        if not listening:
+        if all(hook.silent for hook in listening):
             warnings.warn(message, stacklevel=3)
 
 

@@ -89,6 +89,8 @@ class MetricsHook(Hook):
     约定：on_start 打开、on_end 关上；没开始就来的话不记，也不报错
     """
 
+    silent = True  # 写进文件不算有人看见，警告还要另说一遍
+
     def __init__(self, path: Path | str | None = None, *, every: int = 1) -> None:
         self.path = None if path is None else Path(path)
         self.every = every  # 步

@@ -38,6 +38,16 @@ def test_warnings_before_the_start_are_told_after_it(recorder):
     assert recorder.warnings == ["early", "late"]
 
 
+def test_a_warning_that_only_a_file_hears_is_also_said(make_trainer, tmp_path, recorder):
+    trainer = make_trainer(hooks=[MetricsHook()], run_dir=tmp_path, steps=1)
+    trainer.fit()
+    with pytest.warns(UserWarning, match="look here"):
+        trainer.warn("look here")
+    trainer.hooks.hooks.append(recorder)
+    trainer.warn("and here")  # an error if it were a Python warning, too
+    assert recorder.warnings == ["and here"]
+
+
 def test_samples_come_with_the_evaluations_or_every_so_many_steps(make_trainer, recorder):
     texts = iter(range(100))
     hook = SampleHook(lambda model: f"text {next(texts)}")
