@@ -82,7 +82,7 @@ def memory_needed(config: GPTConfig, plan: Plan, *, n_trainable: int | None = No
     """
     estimate = training_memory(config, plan.batch_size, plan.seq_len, precision=plan.precision)
     if n_trainable is None:
-        return estimate.total
+        return estimate.total  # 全部都训练，公式原样
     # 冻结的参数仍要前向、仍要把梯度传给前面的层，只是自己不留梯度
     share = n_trainable / max(1, count_parameters(config).total)
     # 训练的比基础模型还多（例如另加了词表）时不倒扣
@@ -134,7 +134,7 @@ def suggest_changes(
     # 16 位，批减到 1，再不行就缩短
     rounds = plan.batch_size * plan.grad_accumulation  # 批减到 1，每步的样本数不变
     both = replace(plan, batch_size=1, grad_accumulation=rounds, precision="bf16")
-    while both.seq_len >= SHORTEST:
+    while both.seq_len >= SHORTEST:  # 再短就学不到什么了
         needed = memory_needed(config, both, n_trainable=n_trainable)
         if needed <= room:
             return [(both, needed)]
@@ -174,6 +174,7 @@ def check_memory(
     # 说清哪一块大，人才知道该动哪里；建议也按留有余地的标准挑
     parts = training_memory(config, batch_size, length, precision=precision).by_part()
     told = ", ".join(f"{part} {human(size, 'B')}" for part, size in parts.items())
+    # 两个数都写出来：差一点点与差十倍，该做的事不同
     facts = f"training needs about {human(needed, 'B')} ({told}), {human(room, 'B')} are free"
     advice = _advice(config, plan, WARN_SHARE * room, n_trainable)
     if needed > room:
