@@ -216,9 +216,9 @@ def demo() -> None:
     wrong: tuple[dict[str, Any], ...] = (
         {"learning_rate": float("nan")},
         {"grad_accumulation": 0},
-        {"overfit_one_batch": 1},
+        {"overfit_one_batch": 1},  # 1 不是 True：多半是想写别的
         {"schedule": "cosin"},
-        {"warmup_step": 10},
+        {"warmup_step": 10},  # 少一个 s
         {"steps": 10, "warmup_steps": 10},
     )
     for changes in wrong:
