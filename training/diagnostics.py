@@ -3,7 +3,7 @@ r"""损失不降，先看哪里？——看一批、看梯度、看注意力、�
 调试模型与调试程序不同：写错了也不崩溃，只是学得差。所以要有几样东西，一眼就能看出毛病：
 
     看什么                           看出什么
-    look_at_batch      解码一批       编号对不对得上文字、目标有没有错开一位、盖住了哪些
+    look_at_batch      解码一批       编号对不对得上文字、目标有没有错开一位（data_check.py）
     gradient_norms     每层的梯度     全是 0（断了）、比别的大几百倍（要炸）、NaN（坏在哪层）
     attention_row_sums 注意力每行之和 不是 1 的那一层，掩码或 softmax 写错了
     LossWatch          损失的走势     走了很久还没降：给出该试的几件事
@@ -20,11 +20,20 @@ $$L_0 \approx \log V, \qquad V \text{ 是词表大小}$$
     窗口 0          窗口 1          窗口 2
     ├─ 平均 4.61 ─┤ ├─ 平均 4.60 ─┤ ├─ 平均 4.62 ─┤ ─▶ 一直没有比开头低百分之一：说
 
+梯度看每个参数的长度，按层合起来；断了的地方一目了然：
+
+    损失 ◀── 块 1 ◀── 块 0 ◀── 词向量        反向从左往右传
+              │        │
+              ├ 前馈    ├ 前馈                 前馈有、注意力是 0：那一支断了
+              └ 注意力  └ 注意力                往右全是 0：主路断了
+
+先后有讲究：先看数据（最便宜，错得最多），再背下一批（排除代码错误），然后才调学习率。
+
 论文：Karpathy, *A Recipe for Training Neural Networks*, 2019；梯度消失与爆炸 — Pascanu et al.,
       arXiv:1211.5063。
 
 改哪里：多看一样东西 → 写一个函数，在 DiagnosticsHook 里调用；提醒的话 → ADVICE；
-        内存够不够 → memory_advice.py。
+        看数据 → data_check.py；内存够不够 → memory_advice.py。
 """
 
 from __future__ import annotations
@@ -38,7 +47,8 @@ from torch import Tensor, nn
 from foundation.demonstration import run_demo
 from gpt_model.config import GPTConfig
 from tokenization.tokenizer import Tokenizer
-from training.batch import IGNORE_INDEX, Batch
+from training.batch import Batch
+from training.data_check import check_data, look_at_batch
 from training.hook_base import Hook, StepReport, TrainResult
 from training.memory_advice import check_memory
 
@@ -55,56 +65,12 @@ __all__ = [
     "look_at_batch",
 ]
 
+# 按先后：先改最省事的，再去找错；括号里的名字可以照着去查
 ADVICE = (
     "try a learning rate between 1e-4 and 1e-3 (now {rate:g}); look at a batch (look_at_batch); "
     "look at the gradient norm of each layer (GradientNormHook); learn one batch by heart first "
     "(overfit_one_batch)"
 )
-
-
-# ── 看一批 ──────────────────────────────────────────────────────────────────────────
-
-
-def look_at_batch(batch: Batch, tokenizer: Tokenizer, *, rows: int = 2, columns: int = 60) -> str:
-    """把一批解码成文字，给人看：输入、目标、盖住了几个、是不是错开一位。
-
-    形状：inputs、targets (B, T)；至多显示 rows 行、每行 columns 个词元
-    """
-    n_rows, length = batch.inputs.shape
-    masked = int((batch.targets == IGNORE_INDEX).sum())
-    lines = [
-        f"batch of {n_rows} × {length} tokens, {batch.n_targets} targets ({masked} masked); "
-        f"ids {int(batch.inputs.min())}..{int(batch.inputs.max())} "
-        f"of a vocabulary of {tokenizer.vocab_size}"
-    ]
-    # 错开一位：盖住的不算
-    ahead, targets = batch.inputs[:, 1:], batch.targets[:, :-1]
-    agree = (ahead == targets) | (targets == IGNORE_INDEX)
-    lines.append(f"targets are the inputs shifted by one: {'yes' if bool(agree.all()) else 'NO'}")
-    for row in range(min(rows, n_rows)):
-        where = f" (window {batch.window_ids[row]})" if batch.window_ids else ""
-        lines.append(f"row {row}{where}")
-        lines.append(f"  input   {tokenizer.decode(batch.inputs[row, :columns].tolist())!r}")
-        lines.append(f"  target  {_decode_masked(batch.targets[row, :columns], tokenizer)!r}")
-    return "\n".join(lines)
-
-
-def _decode_masked(targets: Tensor, tokenizer: Tokenizer) -> str:
-    """解码目标；盖住的一段写成一个 ·，一眼看出哪些不算损失。"""
-    pieces: list[str] = []
-    run: list[int] = []
-    for value in [*targets.tolist(), IGNORE_INDEX]:
-        if value != IGNORE_INDEX:
-            run.append(value)
-            continue
-        # 成段地解码：一个汉字可能由几个词元拼成，逐个解码会成乱码
-        pieces += [tokenizer.decode(run)] if run else []
-        if not pieces or pieces[-1] != "·":
-            pieces.append("·")
-        run = []
-    text = "".join(pieces)
-    # 末尾的 · 可能是我们自己添的哨兵
-    return text if targets[-1] == IGNORE_INDEX else text.removesuffix("·")
 
 
 # ── 看梯度 ──────────────────────────────────────────────────────────────────────────
@@ -114,7 +80,9 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
     """每个要训练的参数，它的梯度有多长；没有梯度的算 0。
 
     公式：‖g‖ = √Σg²，逐个参数
+    约定：冻结的参数不列；NaN 原样留着，正好看出坏在哪里
     """
+    # 0 与「没有梯度」不分：对权重来说都是不动
     return {
         name: 0.0 if parameter.grad is None else float(parameter.grad.norm())
         for name, parameter in model.named_parameters()
@@ -125,16 +93,20 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
 def gradient_table(model: nn.Module) -> str:
     """按层合起来的一张表，附一条长短；0、NaN、特别长的标出来。
 
+    形状：每层一行：名字、长度、以最长的一层为满格的条
     公式：一层的长度 = √(层内各参数长度的平方和)；特别长 = 超过各层中位数的一百倍
     """
-    layers: dict[str, float] = {}
+    # ① 合并：一层里任何一个是 NaN，整层就是 NaN，不会被别的盖住
+    layers: dict[str, float] = {}  # 层名 → 长度
     for name, norm in gradient_norms(model).items():
         # blocks.3.attention.q_proj.weight → blocks.3.attention；太细了反而看不出
         layer = ".".join(name.split(".")[:3]) if name.count(".") > 2 else name
         layers[layer] = math.hypot(layers.get(layer, 0.0), norm)
+    # ② 拿什么比：中位数不会被那一个特别长的带偏，平均会
     finite = sorted(value for value in layers.values() if math.isfinite(value))
     middle, longest = (finite[len(finite) // 2], finite[-1]) if finite else (0.0, 0.0)
     width = max((len(layer) for layer in layers), default=0)
+    # ③ 一层一行；全是 0 时没有最长的，条就空着
     lines = []
     for layer, value in layers.items():
         bar = "█" * round(20 * value / longest) if math.isfinite(value) and longest else ""
@@ -154,17 +126,21 @@ def gradient_table(model: nn.Module) -> str:
 def attention_row_sums(model: nn.Module, *inputs: Any, **options: Any) -> dict[str, float]:
     """每个注意力模块，权重各行之和离 1 最远差多少。
 
+    公式：误差 = max_{b,h,t} |Σ_s A[b,h,t,s] − 1|；softmax 的每一行都该恰好是 1
     做法：前向时截下每个注意力模块收到的参数，再让它照同样的参数把权重算出来
     认得的：有 attention_weights 方法的模块（CausalSelfAttention）；它返回 (B, H, T, S)
     """
-    errors: dict[str, float] = {}
+    errors: dict[str, float] = {}  # 模块名 → 误差
     handles, was_training = [], model.training
 
     def watch(name: str) -> Any:
+        """给名为 name 的模块做一个「看一眼」：多包一层，各记各的名字。"""
+
         def look(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             # 缓存不给：看一眼就会把它弄脏
             wanted = {key: named.get(key) for key in ("positions", "mask")}
             weights = module.attention_weights(*given, **wanted)  # (B, H, T, S)
+            # 先转 float32 再求和：16 位加几百个数，误差自己就不小
             errors[name] = float((weights.float().sum(-1) - 1).abs().max())
 
         return look
@@ -173,7 +149,7 @@ def attention_row_sums(model: nn.Module, *inputs: Any, **options: Any) -> dict[s
         if callable(getattr(module, "attention_weights", None)):
             handles.append(module.register_forward_pre_hook(watch(name), with_kwargs=True))
     try:
-        model.eval()(*inputs, **options)
+        model.eval()(*inputs, **options)  # dropout 会随机去掉一些，和就不是 1 了
     finally:
         # 截取的钩子一定要摘掉，否则以后每次前向都多算一遍
         for handle in handles:
@@ -189,127 +165,116 @@ class LossWatch:
     """盯着损失：过了几个窗口还没有比开头低，就说一次该试什么。
 
     参数：window 是一个窗口几步；n_windows 是看几个窗口才下结论；gain 是至少该降几成
+    公式：min(后面各窗口的平均) < 第一个窗口的平均 × (1 − gain) 就算降了
+    约定：降过一次，或说过一次，就不再看；后来的停滞由验证损失与提前停去管
     """
 
     def __init__(self, window: int = 50, n_windows: int = 4, gain: float = 0.01) -> None:
         self.window, self.n_windows, self.gain = window, n_windows, gain
-        self._recent: list[float] = []
-        self._means: list[float] = []
-        self._said = False
+        self._recent: list[float] = []  # 还没满的这个窗口
+        self._means: list[float] = []  # 满了的各窗口的平均
+        self._said = False  # 有了结论：降了，或已经说过
 
     def update(self, loss: float, learning_rate: float) -> str | None:
-        """记下一步的损失；该说的时候返回一句话，只说一次。"""
-        # NaN 由别处管（跳过、停）；收进来，平均就永远是 NaN
+        """记下一步的损失；该说的时候返回一句话，只说一次。
+
+        约定：返回 None 就是没话说；learning_rate 只写进那句话里
+        """
+        # ① NaN 由别处管（跳过、停）；收进来，平均就永远是 NaN
         if not math.isfinite(loss) or self._said:
             return None
+        # ② 攒满一个窗口才算一次平均
         self._recent.append(loss)
         if len(self._recent) < self.window:
             return None
         self._means.append(sum(self._recent) / self.window)
         self._recent = []
         first, later = self._means[0], self._means[1:]
-        # 降过就不必再盯；已经很低的（例如接着练）也没有多少可降
+        # ③ 降过就不必再盯；已经很低的（例如接着练）也没有多少可降
         if later and min(later) < first * (1 - self.gain):
             self._said = True
             return None
         if len(self._means) < self.n_windows:
-            return None
+            return None  # 还太早：预热里的头几步本来就慢
+        # ④ 说清看了几步、从多少到多少，人才好判断该不该信
         self._said = True
-        steps = self.window * len(self._means)
+        steps = self.window * len(self._means)  # 不算 NaN 的步
         return (
             f"the loss has not fallen in {steps} steps: {first:.3f} over the first {self.window}, "
             f"{later[-1]:.3f} over the last; " + ADVICE.format(rate=learning_rate)
         )
 
 
-def check_data(train: Any, val: Any, block_size: int) -> list[str]:
-    """训练与验证的词元有没有毛病；每条毛病一句话，没有就是空的。
-
-    参数：train、val 是 TokenShard 或一维数组；val 可以是 None
-    """
-    problems = []
-    if len(train) < block_size + 1:
-        problems.append(
-            f"the training corpus has {len(train)} tokens, one block needs {block_size + 1}; "
-            "give more text or a smaller block_size"
-        )
-    if val is None:
-        return problems
-    if len(val) < block_size + 1:
-        problems.append(
-            f"the validation corpus has {len(val)} tokens, less than one block of "
-            f"{block_size + 1}: its loss will be noisy"
-        )
-    same = len(train) == len(val) and bool(torch.equal(_first_tokens(train), _first_tokens(val)))
-    if same:
-        problems.append(
-            "training and validation hold the same tokens: the validation loss will only show how "
-            "well the model learned them by heart; hold out other documents"
-        )
-    return problems
-
-
-def _first_tokens(tokens: Any) -> Tensor:
-    """开头的一百万个词元：够说明两份是不是同一份，又不必把几十 GB 读进来。"""
-    array = getattr(tokens, "tokens", tokens)
-    return torch.as_tensor([int(value) for value in array[:1_000_000]])
-
-
 class DiagnosticsHook(Hook):
     """训练时替人盯着：内存够不够、开头的损失对不对、损失降没降、一批背不背得下来。
 
     参数：check_memory_first=False 时不估内存；watch 可以换成别的窗口
+    约定：除了内存装不下，只提醒，不停下训练：它可能看错
     错误：估出来内存装不下 → ValueError，写明要多少、有多少、改什么
     """
 
     def __init__(self, *, check_memory_first: bool = True, watch: LossWatch | None = None) -> None:
         self.check_memory_first = check_memory_first
         self.watch = watch or LossWatch()
-        self._fresh = True
-        self._first_loss = math.nan
+        self._fresh = True  # 从头练的；续训的第一步损失已经低了，不能拿来比
+        self._first_loss = math.nan  # 第一步的损失；「背下来没有」要与它比
 
     def on_start(self, trainer: Trainer) -> None:
-        """估内存：只有认得的模型（GPT）才估得出。"""
+        """估内存：只有认得的模型（GPT）才估得出。
+
+        错误：装不下 → ValueError，在第一步之前
+        """
         self._fresh = trainer.state.step == 0
         config = getattr(trainer.model, "config", None)
         if not self.check_memory_first or not isinstance(config, GPTConfig):
             return
+        # 批多大、多长，看真的一批，不看配置：配置里可以不写
         inputs = getattr(trainer.batches(0), "inputs", None)
         if not isinstance(inputs, Tensor) or inputs.ndim != 2:
-            return
+            return  # 别的任务的批，形状没有「行 × 长度」的意思
         warning = check_memory(
             config,
-            batch_size=inputs.shape[0],
-            seq_len=inputs.shape[1],
+            batch_size=inputs.shape[0],  # B
+            seq_len=inputs.shape[1],  # T
             grad_accumulation=trainer.config.grad_accumulation,
             precision=trainer.precision,
             device=trainer.device,
+            # LoRA 只训练一小部分，梯度与优化器就少
             n_trainable=sum(p.numel() for p in trainer.take_step.parameters),
-            model_is_loaded=True,
+            model_is_loaded=True,  # 这时权重已在设备上
         )
         if warning:
             trainer.warn(warning)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        """第一步看开头的损失，以后看走势。"""
+        """第一步看开头的损失，以后看走势。
+
+        公式：L₀ ≈ log V；留出余地，明显高于它才说
+        """
         if report.step == 1 and self._fresh:
             self._first_loss = report.loss
+            # 没有词表的模型（别的任务）没有「乱猜」的损失可比
             vocab_size = getattr(getattr(trainer.model, "config", None), "vocab_size", None)
             if vocab_size and report.loss > 1.5 * math.log(vocab_size) + 0.5:
                 trainer.warn(
                     f"the first loss is {report.loss:.2f}, but guessing gives log({vocab_size}) = "
                     f"{math.log(vocab_size):.2f}: look at the initialization and at a batch"
                 )
+        # 走势每步都记，续训的也一样
         advice = self.watch.update(report.loss, report.learning_rate)
         if advice:
             trainer.warn(advice)
 
     def on_end(self, trainer: Trainer, result: TrainResult | None) -> None:
-        """背一批的，看背下来没有。"""
+        """背一批的，看背下来没有。
+
+        约定：出了错、被人请停的不下结论：没走完，背不下来不奇怪
+        """
         if result is None or not trainer.config.overfit_one_batch or result.loss is None:
             return
         if result.interrupted or not result.loss > 0.2 * self._first_loss:
             return
+        # 也可能只是步数不够，所以先说这个，再说去找错
         trainer.warn(
             f"one batch was not learned by heart: the loss went from {self._first_loss:.3f} to "
             f"{result.loss:.3f} in {result.step} steps. More steps or a higher learning rate "
@@ -346,6 +311,7 @@ def demo() -> None:
     for line in gradient_table(model).splitlines()[:7]:
         print(f"   {line}")
     model.zero_grad()
+    # 输出投影是 0：前向照常（残差还在），反向却传不回 q、k、v
     model.blocks[1].attention.out_proj.weight.data.zero_()  # type: ignore[union-attr, operator]
     torch.autograd.backward(model(good.inputs, good.targets).loss)
     assert gradient_norms(model)["blocks.1.attention.q_proj.weight"] == 0.0
@@ -358,6 +324,7 @@ def demo() -> None:
         watch.update(math.nan, 0.1)  # NaN 进不来
     assert advice is not None
     print(f"   {advice[:92]}…")
+    # 真在降的，一句话也不说
     falling = LossWatch(window=5, n_windows=3)
     assert not any(falling.update(4.6 - 0.05 * step, 1e-3) for step in range(40))
 
