@@ -9,7 +9,7 @@ r"""训练一个语言模型要写多少循环？——一个。预训练、LoRA
 
     fit()
      ├ 占住目录，放回存档（续训）或播下种子（从头）
-     ├ 到评估的时候了？──▶ 留出集上量一次，记下是不是最好（held_out.py）
+     ├ 到评估的时候了？──▶ 留出集上量一次，记下是不是最好（evaluating.py）
      ├ 到存档的时候了？──▶ 写在旁边、改名、核对、删旧（checkpoint.py）
      ├ 走够了、有人请停、许久没有进步？──▶ 结束
      └ 走一步（train_step.py），回到第二行
@@ -23,13 +23,13 @@ $$\theta_{s+1} = \text{step}(\theta_s,\ \text{batches}(s),\ \eta(s)), \qquad s =
 
 参考：同样小而全的循环 — Karpathy, *nanoGPT*、*minGPT*（循环不认识模型，看的事交给回调）。
 
-改哪里：一步里做什么 → train_step.py；何时评估、存、停 → _loop；换任务 → 给别的 batches 与 loss_fn；
+改哪里：一步里做什么 → train_step.py；何时评估、存、停 → _loop；怎样判好坏 → evaluating.py；
+        换任务 → 给别的 batches 与 loss_fn；
         想看点什么 → 写一个钩子（hook_base.py），不改这里。
 """
 
 from __future__ import annotations
 
-import math
 import signal
 import tempfile
 import time
@@ -46,15 +46,8 @@ from foundation.devices import pick_device, resolve_precision, seed_everything
 from tokenization.tokenizer import Tokenizer
 from training.accumulation import LossFunction, language_model_loss
 from training.divergence import TrainingDivergedError, react_to_skipped_step
-from training.held_out import held_out_loss
-from training.hook_base import (
-    EvaluationReport,
-    Hook,
-    HookList,
-    StepReport,
-    TrainResult,
-    bits_per_byte,
-)
+from training.evaluating import conclude, judge, measure
+from training.hook_base import EvaluationReport, Hook, HookList, StepReport, TrainResult
 from training.interrupt import GracefulStop
 from training.preflight import check_before_training
 from training.resume import restore_run, save_run
@@ -69,6 +62,9 @@ __all__ = ["Trainer", "TrainingDivergedError", "language_model_loss"]
 class Trainer:
     """训练循环；建好之后 fit()。
 
+    model            任何 nn.Module；训练哪些参数，看 requires_grad
+    batches          编号 → 一批，同一编号总是同一批，续训才接得上
+    loss_fn          (model, 一批) → (损失之和, 题数)
     val_batches      () → 若干批；给了才有评估，才有「最好的存档」与提前停
     run_dir          给了才存档；同一目录同时只许一个训练
     tokenizer        随存档一起存，使存档成为完整的模型目录
@@ -88,22 +84,24 @@ class Trainer:
         tokenizer: Tokenizer | None = None,
         bytes_per_token: float | None = None,
     ) -> None:
+        # ① 配置里的 "auto" 在这里定下来，后面的人只看到真正用的值
         self.config = config = config or TrainConfig()
         self.device = pick_device(config.device)
-        self.precision = resolve_precision(config.precision, self.device)
-        # 先搬模型，再建优化器：优化器认的是搬过去之后的参数
+        self.precision = resolve_precision(config.precision, self.device)  # fp32、bf16 或 fp16
+        # ② 先搬模型，再建优化器：优化器认的是搬过去之后的参数
         self.model = model.to(self.device)
         self.batches, self.loss_fn, self.hooks = batches, loss_fn, HookList(self, hooks)
         self.val_batches, self.bytes_per_token = val_batches, bytes_per_token
         self.run_dir = None if run_dir is None else Path(run_dir)
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer  # 训练用不着，存档用得着
+        # ③ 一步怎样走，全归它；循环只管何时走
         self.take_step = TrainStep(
             self.model, batches, loss_fn, config, device=self.device, precision=self.precision
         )
-        self.state = TrainState()
-        self._saved_step: int | None = None
-        self._stop: GracefulStop | None = None
-        self._began = 0.0
+        self.state = TrainState()  # 循环自己记得的一切，随存档来去
+        self._saved_step: int | None = None  # 哪一步已经存好，免得存两遍
+        self._stop: GracefulStop | None = None  # 只在 fit() 里面有
+        self._began = 0.0  # 这次 fit() 从何时算起
 
     # ── 从头走到尾 ──────────────────────────────────────────────────────
 
@@ -112,79 +110,102 @@ class Trainer:
     ) -> TrainResult:
         """训练到 config.steps。resume 从最新的好存档接着走，overwrite 丢掉旧的重来。
 
+        公式：θ_{s+1} = step(θ_s, batches(s), η(s))，s 从现在的步数到 config.steps
         约定：Ctrl-C 走完这一步、存好再返回（interrupted 为真）；再按一次立即中断
+        约定：allow_changes 只管续训：配置与存档不同时，照新的接着走，差别变成警告
+        约定：没有 run_dir 也能练，只是什么也不存；再调用一次，从内存里的步数接着走
         错误：目录里有存档却没说怎么办、没有存档却要续训、配置与存档不同 → ValueError；
               连着 max_skipped_steps 步出现 NaN → TrainingDivergedError；存不下 → OSError
         """
+        # 练过一次的再从头练，目录里的存档与内存里的权重就对不上了
         if self.state.step and self.run_dir is not None and not resume:
             raise ValueError(
                 f"this trainer has already taken {self.state.step} steps; "
                 "continue with fit(resume=True), or build a new one"
             )
-        began, result = time.perf_counter(), None
+        began, result = time.perf_counter(), None  # 出了错，结论就是 None
+        # ExitStack：占住的目录、换掉的信号，无论怎样结束都按相反的次序放回
         with ExitStack() as stack:
             # ① 占住目录、放回存档或播下种子；任何毛病都在第 0 步之前说清
             if self.run_dir is not None:
                 directory = RunDirectory(self.run_dir)
                 stack.enter_context(directory.claimed(resume=resume, overwrite=overwrite))
             elif resume:
-                raise ValueError("resume needs a run_dir to resume from")
-            self._began = began
+                raise ValueError("resume needs a run_dir to resume from")  # 绝不悄悄从头练
+            self._began = began  # 连同检查与放回存档的时间
             self._begin(resume, allow_changes)
             # ② 训练；无论怎样结束，钩子都能关好自己的文件
             self._stop = stack.enter_context(GracefulStop())
             try:
-                self.hooks.start()
+                self.hooks.start()  # 攒下的警告这时才说
                 self._loop()
                 result = self._result()
-                self.state.total_seconds = result.total_seconds
+                self.state.total_seconds = result.total_seconds  # 下次接着加
             finally:
-                self.tell("on_end", result)
-                self._stop = None
+                self.tell("on_end", result)  # None = 中途出错
+                self._stop = None  # 旗只属于这一次
         return result
 
     def _begin(self, resume: bool, allow_changes: bool) -> None:
-        """放回存档，或从种子开始；顺便看一眼数据与说好的是否一样。"""
+        """放回存档，或从种子开始；顺便看一眼数据与说好的是否一样。
+
+        错误：不是同一次训练、批的大小与配置不符、词表太小 → ValueError；一步也还没走
+        """
         if resume:
-            restore_run(self, allow_changes=allow_changes)
-            self._saved_step = self.state.step
+            restore_run(self, allow_changes=allow_changes)  # 随机数也放回
+            self._saved_step = self.state.step  # 刚读出来的，不必再存
         elif self.state.step == 0:
-            seed_everything(self.config.seed)
+            seed_everything(self.config.seed)  # 从头：dropout 也可重现
         check_before_training(self)
-        self.model.train()
+        self.model.train()  # 打开 dropout
 
     def _loop(self) -> None:
-        """整个训练；每一轮先问「到时候了吗」，再走一步。"""
+        """整个训练；每一轮先问「到时候了吗」，再走一步。
+
+        次序有讲究：评估在存之前，存档才带着这一步的验证损失；存在停之前，停下的那一步才不丢
+        问与做都只看 self.state：续训放回的也是它，所以断在哪里，都从下一个问题接着问
+        """
         while True:
+            # ① 量：也许就此成了最好的一次，或许久没有进步的最后一次
             if self._evaluation_is_due():
                 self._evaluate_and_judge()
+            # ② 存：最好的、到时候的、要结束的
             if self._save_is_due():
-                directory = save_run(self, self._total_seconds())
+                directory = save_run(self, self._total_seconds())  # 核对过了才返回
                 self._saved_step = self.state.step
                 self.tell("on_save", directory)
+            # ③ 停：续训一个早已走完的训练，一步不走就从这里回去
             if self._is_over():
                 return
+            # ④ 走：先记账再告诉钩子，钩子看到的步数才是走完的
             report = self.take_step(self.state.step)
             self.state.after_step(report, counts_as_fault=self.take_step.scaler.exhausted)
             self.tell("on_step", report)
-            react_to_skipped_step(self, report)
+            react_to_skipped_step(self, report)  # 连着太多步坏，就在这里停
 
     def _evaluation_is_due(self) -> bool:
-        """到了评估的时候、这一步还没评估过、也没有人在等着退出。"""
+        """到了评估的时候、这一步还没评估过、也没有人在等着退出。
+
+        第 0 步也评估：没练过时是多少，曲线才有起点
+        过拟合一批时不评估：那是在查代码，不是在学，留出集上的好坏没有意义
+        """
         if self.val_batches is None or self.config.overfit_one_batch or self._stopping:
             return False
         step = self.state.step
-        due = step % self.config.eval_every == 0 or step >= self.config.steps
-        return due and self.state.last_evaluated != step
+        due = step % self.config.eval_every == 0 or step >= self.config.steps  # 最后一步总要量
+        return due and self.state.last_evaluated != step  # 续训不重复量
 
     def _save_is_due(self) -> bool:
-        """到了存档的时候、评估出了最好的一次，或训练就要结束。"""
+        """到了存档的时候、评估出了最好的一次，或训练就要结束。
+
+        第 0 步不存：从种子就能重来；同一步不存两遍，除非又量出了损失
+        """
         step = self.state.step
         if self.run_dir is None or step == 0 or self._saved_step == step:
             return False
         return (
-            step % self.config.saving_interval == 0
-            or self.state.best_step == step
+            step % self.config.saving_interval == 0  # 断电最多丢这么多步
+            or self.state.best_step == step  # 不存，以后就取不回最好的
             or self._is_over()
         )
 
@@ -194,10 +215,12 @@ class Trainer:
 
     @property
     def _stopping(self) -> bool:
+        # 在 fit() 之外没有人接管信号，也就没有人能请停
         return self._stop is not None and self._stop.requested
 
     @property
     def _stale(self) -> bool:
+        # 计数随存档来去，所以提前停过的，续训也还是停着
         patience = self.config.patience
         return patience is not None and self.state.evaluations_without_gain >= patience
 
@@ -206,47 +229,21 @@ class Trainer:
     def evaluate(self) -> EvaluationReport:
         """在留出的数据上量平均损失；不用 dropout，不动训练的随机数。
 
+        约定：随时可以调用，不改计数：不影响「最好的」，也不影响提前停
         错误：没有给 val_batches，或里面一道题也没有 → ValueError
         """
-        report = self._measure()
+        report = measure(self, lambda: self._stopping)
         assert report is not None, "only a stop inside fit() cuts an evaluation short"
         return report
 
-    def _measure(self) -> EvaluationReport | None:
-        """评估的实处；半路有人请停就放弃，返回 None。"""
-        if self.val_batches is None:
-            raise ValueError("there is nothing to evaluate on: give the Trainer val_batches")
-        began = time.perf_counter()
-        found = held_out_loss(
-            self.model,
-            self.loss_fn,
-            self.val_batches(),
-            device=self.device,
-            precision=self.precision,
-            limit=self.config.eval_batches,
-            should_stop=lambda: self._stopping,
-        )
-        if found is None:
-            return None
-        return EvaluationReport(
-            step=self.state.step,
-            loss=found.loss,
-            bits_per_byte=bits_per_byte(found.loss, self.bytes_per_token),
-            n_targets=found.n_targets,
-            seconds=time.perf_counter() - began,
-            improved=self.state.is_better(found.loss),
-        )
-
     def _evaluate_and_judge(self) -> None:
         """评估一次，记下好坏；这一步若已存过，就要带着损失重新存。"""
-        report = self._measure()
+        report = measure(self, lambda: self._stopping)
+        # 半路请停：没量完的不算数，续训之后第一件事就是补上它
         if report is None:
             return
-        self.state.after_evaluation(report)
-        self._saved_step = None
-        if not math.isfinite(report.loss):
-            self.warn(f"the validation loss at step {report.step} is {report.loss}")
-        self.tell("on_evaluate", report)
+        self._saved_step = None  # 存档里该有这次的验证损失
+        judge(self, report)
 
     # ── 说话与结论 ──────────────────────────────────────────────────────
 
@@ -255,7 +252,7 @@ class Trainer:
         self.hooks.warn(message)
 
     def message(self, text: str) -> None:
-        """给人看的一段话，例如写出来的样例。"""
+        """给人看的一段话，例如写出来的样例；怎样显示由钩子定。"""
         self.tell("on_message", text)
 
     def tell(self, event: str, *facts: Any) -> None:
@@ -263,30 +260,18 @@ class Trainer:
         self.hooks.tell(event, *facts)
 
     def _total_seconds(self) -> float:
+        # 以前各次的，加上这一次到现在的；存档时也要，所以不等结束就能问
         return self.state.total_seconds + time.perf_counter() - self._began
 
     def _result(self) -> TrainResult:
-        """这次训练的结论。"""
-        state = self.state
-        return TrainResult(
-            step=state.step,
-            loss=state.loss,
-            val_loss=state.val_loss,
-            best_loss=state.best_loss,
-            best_step=state.best_step,
-            bits_per_byte=(
-                None
-                if state.val_loss is None
-                else bits_per_byte(state.val_loss, self.bytes_per_token)
-            ),
-            tokens_seen=state.tokens_seen,
-            tokens_per_second=state.tokens_per_second,
-            seconds=time.perf_counter() - self._began,
+        """这次训练的结论；计数之外，只有循环知道用了多久、是怎样结束的。"""
+        return conclude(
+            self,
+            seconds=time.perf_counter() - self._began,  # 只算这一次
             total_seconds=self._total_seconds(),
-            skipped_steps=state.skipped_steps,
-            interrupted=self._stopping,
-            stopped_early=self._stale and state.step < self.config.steps,
-            directory=self.run_dir,
+            interrupted=self._stopping,  # 有人按了 Ctrl-C
+            # 走够了的那一步碰巧也没有进步，算走完，不算提前停
+            stopped_early=self._stale and self.state.step < self.config.steps,
         )
 
 
@@ -314,19 +299,19 @@ def demo() -> None:
                 signal.raise_signal(signal.SIGINT)  # 就像按了 Ctrl-C
 
     def make(hook: Hook, run_dir: Path, **changes: Any) -> Trainer:
-        torch.manual_seed(1)
-        batches = TokenBatches(tokens[:500], 8, 16, seed=0)
+        torch.manual_seed(1)  # 各次从同样的权重出发
+        batches = TokenBatches(tokens[:500], 8, 16, seed=0)  # 8 行，每行 16 个词元
         return Trainer(
             GPT(tiny),
             batches,
             config=config.replace(**changes),
             hooks=[hook],
-            val_batches=lambda: sequential_batches(tokens[500:], 8, 16),
+            val_batches=lambda: sequential_batches(tokens[500:], 8, 16),  # 没练过的一段
             run_dir=run_dir,
         )
 
     with tempfile.TemporaryDirectory() as name:
-        straight = Losses()
+        straight = Losses()  # 没停过的
         trainer = make(straight, Path(name, "a"))
         result = trainer.fit()
         print("① 从头练 60 步：0, 2, 6, 12, 7, … 这条数列")
@@ -334,19 +319,19 @@ def demo() -> None:
             print(f"   第 {step:2d} 步  训练损失 {straight.losses[step - 1]:.3f}")
         saved = sorted(path.name for path in Path(name, "a").glob("step-*"))
         print(f"   验证损失 {result.val_loss:.3f}；存档 {saved}")
-        assert straight.losses[-1] < 0.5 * straight.losses[0]
+        assert straight.losses[-1] < 0.5 * straight.losses[0]  # 真的学到了
 
         print("② 第 33 步时按 Ctrl-C，再续训")
-        first, second = Losses(stop_after=33), Losses()
+        first, second = Losses(stop_after=33), Losses()  # 停之前的、续上之后的
         stopped = make(first, Path(name, "b")).fit()
-        assert stopped.interrupted
-        resumed = make(second, Path(name, "b"))
+        assert stopped.interrupted  # 是请停的，不是走够了
+        resumed = make(second, Path(name, "b"))  # 像是新开的进程
         resumed.fit(resume=True)
         pairs = zip(trainer.model.parameters(), resumed.model.parameters(), strict=True)
-        same = first.losses + second.losses == straight.losses
+        same = first.losses + second.losses == straight.losses  # 接起来就是没停过的
         same = same and all(torch.equal(one, other) for one, other in pairs)
         print(f"   停在第 {stopped.step} 步；60 个损失与全部权重逐比特相同：{same}")
-        assert same
+        assert same  # 逐比特，不是接近
 
         print("③ 换了学习率还说是接着练：拒绝")
         try:
