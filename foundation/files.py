@@ -149,8 +149,9 @@ def read_manifest(directory: Path | str, *, kind: str | None = None) -> dict[str
     manifest = read_json(path)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise ValueError(f"{path} is damaged: it lists no files")
-    if any(not isinstance(facts, dict) for facts in manifest["files"].values()):
-        raise ValueError(f"{path} is damaged: a file's entry is not an object")
+    for facts in manifest["files"].values():
+        if not isinstance(facts, dict) or not {"size", "sha256"} <= facts.keys():
+            raise ValueError(f"{path} is damaged: a file's entry lacks its size or SHA-256")
     for name in manifest["files"]:
         # A name that climbs out of the directory would make us read somebody else's files.
         if Path(name).is_absolute() or ".." in Path(name).parts:
