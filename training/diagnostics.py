@@ -96,7 +96,7 @@ def gradient_table(model: nn.Module) -> str:
     形状：每层一行：名字、长度、以最长的一层为满格的条
     公式：一层的长度 = √(层内各参数长度的平方和)；特别长 = 超过各层中位数的一百倍
     """
-    # ① 合并：一层里任何一个是 NaN，整层就是 NaN，不会被别的盖住
+    # ① 合并：一层里任何一个不是有限数，整层就不是，盖不住
     layers: dict[str, float] = {}  # 层名 → 长度
     for name, norm in gradient_norms(model).items():
         # blocks.3.attention.q_proj.weight → blocks.3.attention；太细了反而看不出
@@ -108,7 +108,7 @@ def gradient_table(model: nn.Module) -> str:
     width = max((len(layer) for layer in layers), default=0)
     # ③ 一层一行；全是 0 时没有最长的，条就空着
     lines = []
-    for layer, value in layers.items():
+    for layer, value in layers.items():  # 次序与模型里的相同：从输入到输出
         bar = "█" * round(20 * value / longest) if math.isfinite(value) and longest else ""
         note = "  ← zero" if value == 0 else ""
         if not math.isfinite(value):
@@ -147,9 +147,10 @@ def attention_row_sums(model: nn.Module, *inputs: Any, **options: Any) -> dict[s
 
     for name, module in model.named_modules():
         if callable(getattr(module, "attention_weights", None)):
+            # pre_hook：在模块算之前拿到它将收到的参数，不改动它们
             handles.append(module.register_forward_pre_hook(watch(name), with_kwargs=True))
     try:
-        model.eval()(*inputs, **options)  # dropout 会随机去掉一些，和就不是 1 了
+        model.eval()(*inputs, **options)  # 不用 dropout：看的是模型，不是运气
     finally:
         # 截取的钩子一定要摘掉，否则以后每次前向都多算一遍
         for handle in handles:
@@ -189,6 +190,7 @@ class LossWatch:
             return None
         self._means.append(sum(self._recent) / self.window)
         self._recent = []
+        # 与第一个窗口比，不与上一个比：慢慢在降的，相邻两个几乎一样
         first, later = self._means[0], self._means[1:]
         # ③ 降过就不必再盯；已经很低的（例如接着练）也没有多少可降
         if later and min(later) < first * (1 - self.gain):
@@ -232,6 +234,7 @@ class DiagnosticsHook(Hook):
         inputs = getattr(trainer.batches(0), "inputs", None)
         if not isinstance(inputs, Tensor) or inputs.ndim != 2:
             return  # 别的任务的批，形状没有「行 × 长度」的意思
+        # 用与 memory_advice.py 同一套公式；这里只是替人去问
         warning = check_memory(
             config,
             batch_size=inputs.shape[0],  # B
@@ -243,7 +246,7 @@ class DiagnosticsHook(Hook):
             n_trainable=sum(p.numel() for p in trainer.take_step.parameters),
             model_is_loaded=True,  # 这时权重已在设备上
         )
-        if warning:
+        if warning:  # 有点紧：说一句，照练
             trainer.warn(warning)
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
@@ -262,7 +265,7 @@ class DiagnosticsHook(Hook):
                 )
         # 走势每步都记，续训的也一样
         advice = self.watch.update(report.loss, report.learning_rate)
-        if advice:
+        if advice:  # 只会有一次
             trainer.warn(advice)
 
     def on_end(self, trainer: Trainer, result: TrainResult | None) -> None:
@@ -288,6 +291,7 @@ def demo() -> None:
     from gpt_model.config import preset
     from gpt_model.model import GPT
 
+    # 一首诗就够：看的是工具，不是模型学得怎样
     text = "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"
     tokenizer = Tokenizer.characters([text])
     ids = torch.tensor([tokenizer.encode(text)])
@@ -300,6 +304,7 @@ def demo() -> None:
     assert "shifted by one: NO" in look_at_batch(bad, tokenizer)
     print(f"   {look_at_batch(bad, tokenizer).splitlines()[1]}")
 
+    # 随机的权重也行：每行之和是 1，与学没学会无关
     model = GPT(preset("gpt-micro", vocab_size=tokenizer.vocab_size, n_layers=2, dim=32))
     print("② 注意力每行之和离 1 最远差多少")
     for name, error in attention_row_sums(model, good.inputs).items():
@@ -319,10 +324,11 @@ def demo() -> None:
 
     print("④ 损失不降时说的话")
     watch, advice = LossWatch(window=5, n_windows=3), None
+    # 在 4.6 上下摆动，从不下降；每步之后再塞一个 NaN
     for step in range(40):
         advice = watch.update(4.6 + 0.01 * math.sin(step), 0.1) or advice
         watch.update(math.nan, 0.1)  # NaN 进不来
-    assert advice is not None
+    assert advice is not None  # 若收了 NaN，比较永远为假，降没降就说不准了
     print(f"   {advice[:92]}…")
     # 真在降的，一句话也不说
     falling = LossWatch(window=5, n_windows=3)
