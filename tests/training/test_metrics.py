@@ -76,7 +76,8 @@ def test_skipped_steps_and_warnings_are_recorded_as_valid_json(make_trainer, tmp
         return loss * (float("nan") if bad else 1.0), count
 
     trainer = make_trainer(hooks=[MetricsHook()], run_dir=tmp_path, loss_fn=loss_fn)
-    trainer.fit()
+    with pytest.warns(UserWarning, match="step 4 skipped"):
+        trainer.fit()
     text = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
     assert "NaN" not in text
     skipped = [record for record in map(json.loads, text.splitlines()) if "skipped" in record]
