@@ -31,6 +31,8 @@ def parse_options(
     import tyro
 
     check_names(options_type, arguments, program)
+    if defaults is None:
+        check_required(options_type, arguments, program)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -62,6 +64,18 @@ def check_names(options_type: type, arguments: Sequence[str], program: str) -> N
             guess = nearest(name, known)
             hint = f"did you mean --{guess}? " if guess else ""
             raise ValueError(f"unknown option {word!r}; {hint}see {program} --help")
+
+
+def check_required(options_type: type, arguments: Sequence[str], program: str) -> None:
+    """Name the first option that must be given and is not."""
+    given = {word.split("=", 1)[0].replace("_", "-") for word in arguments}
+    if given & {"-h", "--help"}:
+        return
+    for field in dataclasses.fields(options_type):
+        optional = field.default is not dataclasses.MISSING
+        name = f"--{field.name.replace('_', '-')}"
+        if not optional and name not in given:
+            raise ValueError(f"{name} must be given; see {program} --help")
 
 
 def option_names(options_type: type) -> list[str]:
