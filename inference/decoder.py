@@ -158,7 +158,6 @@ class Decoder:
         错误：不许滑动而某行已满 → ValueError，写明上下文的长度
         """
         self.to_write -= 1
-        slid = False  # 只要有一行滑动，整批的缓存就对不上了：大家一起从头读
         for window, token in zip(self.windows, tokens, strict=True):
             if len(window) == self.context:
                 if not self.sliding:
@@ -167,12 +166,11 @@ class Decoder:
                         f"(max_seq_len {self.context}); stop here or use sliding=True"
                     )
                 del window[: max(1, self.context // DROPPED)]
-                slid = True
             window.append(token)
-        # 缓存还接得上，就只记下新的一列；接不上（滑动过、或填充占满了），就从头读
+        # 缓存还有空位，就只记下新的一列；满了就丢掉，大家一起从头读。
+        # 两种时候会满：有一行写满了上下文（它滑动了），或者短的行被填充顶到了尽头
         if self.cache is not None:
-            # 缓存的长度含填充，所以短的行也可能在这里碰到上下文的尽头
-            if slid or self.cache.length == self.context:
+            if self.cache.length == self.context:
                 self._forget()
             else:
                 self.new = torch.tensor(tokens, device=self.model.device)[:, None]  # (B, 1)

@@ -77,9 +77,10 @@ def draw(logits: Tensor, uniforms: Sequence[float] | Tensor) -> Tensor:
     #    把没有地盘的一律记 0，它们就无论如何也不会被选中
     total = weights.cumsum(dim=-1).masked_fill(weights == 0, 0.0)  # (B, V)
     largest = total.amax(dim=-1, keepdim=True)  # (B, 1)
-    # ③ u 很接近 1 时 u·F_V 会舍入成 F_V，那就谁也不比它大了；退一格
-    u = torch.as_tensor(uniforms, dtype=torch.float64, device=device).view(-1, 1)
-    point = torch.minimum(u * largest, torch.nextafter(largest, torch.zeros_like(largest)))
+    # ③ 最大的权重是 1，所以 F_V ≥ 1；u 至多是 1 − 2⁻⁵³，u·F_V 舍入之后仍小于 F_V：
+    #    总有一个超过它，不必为「恰好落在最右端」另写一段
+    u = torch.as_tensor(uniforms, dtype=torch.float64, device=device).view(-1, 1)  # (B, 1)
+    point = u * largest  # (B, 1)
     # ④ 第一个超过的；argmax 遇到并列取最前面的
     return (total > point).int().argmax(dim=-1).to(logits.device)
 

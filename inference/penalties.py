@@ -70,7 +70,7 @@ class History:
             self.in_prompt[row, list(ids)] = True
         # 同一个词元可能出现多次：bincount 会累加，直接按下标赋值则只算一次
         for row, ids in enumerate(generated or ()):
-            self.counts[row] += torch.bincount(torch.tensor(list(ids)).long(), minlength=vocab_size)
+            self.counts[row] = torch.bincount(torch.tensor(list(ids)).long(), minlength=vocab_size)
 
     def record(self, tokens: Tensor) -> None:
         """每行刚生成了一个词元：tokens (B,)。"""
@@ -108,19 +108,21 @@ class LogitBias:
     """
 
     def __init__(self, bias: Mapping[int, float]) -> None:
-        self.bias = dict(bias)
+        # 每步都用同样的两个张量，开头造好
+        self.ids = torch.tensor(list(bias), dtype=torch.long)  # (n,)
+        self.values = torch.tensor(list(bias.values()), dtype=torch.float32)  # (n,)
+        self.lowest, self.highest = min(bias, default=0), max(bias, default=0)
 
     def __call__(self, logits: Tensor, history: History | None = None) -> Tensor:
         """分数 (B, V) → (B, V)，每行加同样的偏置。"""
         vocab_size = logits.shape[-1]
-        outside = [token for token in self.bias if not 0 <= token < vocab_size]
-        if outside:
+        if self.lowest < 0 or self.highest >= vocab_size:
+            outside = self.lowest if self.lowest < 0 else self.highest
             raise ValueError(
-                f"logit_bias names token id {outside[0]}, but ids must be >= 0 and < {vocab_size}"
+                f"logit_bias names token id {outside}, but ids must be >= 0 and < {vocab_size}"
             )
-        ids = torch.tensor(list(self.bias), dtype=torch.long, device=logits.device)
-        values = torch.tensor(list(self.bias.values()), device=logits.device)
-        return logits.index_add(-1, ids, values.expand(len(logits), -1).to(logits.dtype))
+        values = self.values.to(logits).expand(len(logits), -1)  # (B, n)
+        return logits.index_add(-1, self.ids.to(logits.device), values)
 
 
 class RepetitionPenalty:

@@ -33,11 +33,20 @@ def test_forbidden_tokens_are_never_drawn_at_the_very_ends():
 
 
 def test_rare_tokens_keep_their_chance():
-    """In float32 the running sum of 1 + 1e-8 + … stands still, and these would never come."""
-    logits = torch.full((1, 1001), math.log(1e-8))
+    """float32 cannot tell 1 + 300e-10 from 1 + 301e-10: hundreds of tokens would never come."""
+    logits = torch.full((1, 1001), math.log(1e-10))
     logits[0, 0] = 0.0
-    near_the_end = 1 - 0.5 * 1000 * 1e-8
-    assert 400 < int(draw(logits, [near_the_end])) < 600
+    for token in (1, 300, 777):
+        u = (1 + (token - 0.5) * 1e-10) / (1 + 1000e-10)
+        assert abs(int(draw(logits, [u])) - token) <= 1
+
+
+def test_the_largest_random_number_always_finds_a_token():
+    logits = torch.randn(5_000, 7) * 4
+    logits[:, -1] = -math.inf
+    drawn = draw(logits, torch.full((5_000,), 1 - 2**-53, dtype=torch.float64))
+    assert logits.gather(1, drawn[:, None]).isfinite().all()
+    assert drawn.min() > 0  # `argmax` of nothing but zeros would be 0
 
 
 def test_frequencies_pass_a_chi_square_test():
