@@ -136,6 +136,8 @@ class WindowReader:
         # 协议的 isinstance 要逐个查成员，不便宜；问一次，记住答案。
         self._source = tokens if isinstance(tokens, TokenSource) else None
         self._plain: np.ndarray = np.empty(0) if self._source is not None else np.asarray(tokens)
+        # 分片知道自己内容的 SHA-256；裸数组不知道
+        self.fingerprint: str | None = getattr(tokens, "fingerprint", None)
         array = self._array()
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise ValueError(

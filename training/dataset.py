@@ -130,6 +130,14 @@ class TokenBatches:
         """一轮合多少批；不必是整数，因为批次可以跨轮。"""
         return self.n_windows / self.batch_size
 
+    @property
+    def fingerprint(self) -> str | None:
+        """语料内容的 SHA-256：续训时核对语料没有换过，连还没读到的地方也算；不知道就是 None。
+
+        一批的内容只担保那几个窗口，它担保全部（见 run_description.py）
+        """
+        return self._reader.fingerprint
+
     def window_starts(self, numbers: np.ndarray) -> np.ndarray:
         """全局窗口号 → 窗口起点；将来的多卡各取一段窗口号，调用的也是它。
 

@@ -1,6 +1,7 @@
 import random
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -204,6 +205,27 @@ def test_a_change_of_the_model_that_keeps_the_shapes_is_refused(make_trainer, ti
     model = tiny_model(dropout=0.2)
     with pytest.raises(ValueError, match="model.dropout: 0.1 in the checkpoint, 0.2 now"):
         make_trainer(run_dir=stopped, model=model).fit(resume=True)
+
+
+def test_a_corpus_that_changed_where_no_batch_has_looked_is_noticed(make_trainer, tmp_path):
+    """Same length, same window in the last batch: only the shard's own hash tells."""
+
+    class Corpus:
+        document_starts = [0]
+
+        def __init__(self, fingerprint):
+            self.tokens, self.fingerprint = np.array(TOKENS[:500]), fingerprint
+
+        def check_intact(self):
+            pass
+
+    def batches(fingerprint):
+        return TokenBatches(Corpus(fingerprint), 4, 8, seed=0)
+
+    make_trainer(run_dir=tmp_path, hooks=[Interrupt(5)], batches=batches("a" * 64)).fit()
+    with pytest.raises(ValueError, match="data.corpus: 'aaaaaaaaaaaa…' in .* 'bbbbbbbbbbbb…' now"):
+        make_trainer(run_dir=tmp_path, batches=batches("b" * 64)).fit(resume=True)
+    make_trainer(run_dir=tmp_path, batches=batches("a" * 64)).fit(resume=True)
 
 
 def test_changes_may_be_allowed_and_are_said(make_trainer, stopped, recorder):
