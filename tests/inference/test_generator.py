@@ -42,7 +42,9 @@ def writer(name="rope", tokenizer=CHARACTERS, seed=0, **changes):
                 **changes,
             }
         )
-        CACHE[key] = TextGenerator(GPT(config), tokenizer)  # left in training mode on purpose
+        # Left in training mode on purpose. float64, so that two scores which rounding could swap
+        # are as good as impossible: thousands of random texts must agree token by token.
+        CACHE[key] = TextGenerator(GPT(config).double(), tokenizer)
     return CACHE[key]
 
 
