@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from foundation.checks import check_bool, check_float, check_int
@@ -49,14 +48,14 @@ __all__ = ["check_parameters", "check_vocabulary"]
 
 
 def check_parameters(params: SamplingParams) -> None:
-    """三类检查的前两类；顺手把可变的容器换成不可变的，免得建好之后又被改掉。
+    """三类检查的前两类；顺手把列表与字典各抄一份，免得建好之后又被别人改掉。
 
     约定：只在 SamplingParams 建好时叫一次；它不可变，以后只剩词表一关要过
     错误：ValueError，写明字段、给的值、允许的范围
     """
     # 先逐个看，再看搭配：温度是 NaN 时，比较大小的结论没有意义
     check_ranges(params)
-    # frozen 只挡住给字段赋值，挡不住别人改同一个字典；复制一份并锁上
+    # frozen 只挡住给字段赋值，挡不住别人改他手里的那个字典；所以各抄一份
     object.__setattr__(params, "stop", checked_stop(params.stop))
     object.__setattr__(params, "logit_bias", checked_bias(params.logit_bias))
     check_combinations(params)
@@ -102,7 +101,7 @@ def checked_stop(stop: Any) -> tuple[str, ...]:
     return found
 
 
-def checked_bias(bias: Mapping[int, float] | None) -> Mapping[int, float] | None:
+def checked_bias(bias: Mapping[int, float] | None) -> dict[int, float] | None:
     """偏置：编号 → 有限的数，或 −∞（禁用）。+∞ 不收：两个 +∞ 之间没法比。"""
     if bias is None:
         return None
@@ -113,7 +112,7 @@ def checked_bias(bias: Mapping[int, float] | None) -> Mapping[int, float] | None
         # 有限数的尺子会拒绝 −∞，所以要先认出来；字符串 "-inf" 与 NaN 照样不收
         is_ban = isinstance(value, float) and value == -math.inf
         found[number] = value if is_ban else check_float(f"logit_bias[{number}]", value)
-    return MappingProxyType(found)  # 只读的视图
+    return found
 
 
 def check_combinations(params: SamplingParams) -> None:
