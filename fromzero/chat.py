@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fromzero.option_types import MaybePath, Sampling, open_generator
+from fromzero.option_types import MaybePath, Sampling, harmless, open_generator
 
 if TYPE_CHECKING:
     from inference.conversation import Conversation
@@ -145,7 +145,7 @@ def answer(line: str, params: SamplingParams, talk: Conversation, generator: Tex
     try:
         for piece in generator.stream(prompt, params):
             said.append(piece)
-            print(piece, end="", flush=True)
+            print(harmless(piece), end="", flush=True)
         print()
     except KeyboardInterrupt:
         print(" (stopped)")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundation.checks import check_int
-from fromzero.option_types import MaybeInt, MaybePath, free_directory, open_model
+from fromzero.option_types import MaybeInt, MaybePath, free_directory, harmless, open_model
 from fromzero.training_options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -209,5 +209,5 @@ def show_answers(model: GPT, tokenizer: Tokenizer, held_out: list[Pair], length:
     for pair in fitting[:: max(1, len(fitting) // 3)][:3]:
         (answer,) = generator.generate([pair.prompt], params)
         print(f"\n--- prompt\n{pair.prompt.rstrip()}")
-        print(f"--- the model's answer\n{answer.text.strip()}\n--- wanted\n{pair.answer}")
+        print(f"--- the model's answer\n{harmless(answer.text.strip())}\n--- wanted\n{pair.answer}")
     print()

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fromzero.option_types import MaybePath, MaybeText, Sampling, open_generator
+from fromzero.option_types import MaybePath, MaybeText, Sampling, harmless, open_generator
 
 if TYPE_CHECKING:
     from inference.generator import Generation, TextGenerator
@@ -55,9 +55,11 @@ def run(options: Options) -> int:
     if params.num_return == 1 and params.num_beams == 1 and not params.logprobs:
         pieces = generator.stream(prompt, params, use_cache=options.cache, sliding=options.sliding)
         print(f"model: {directory}", file=sys.stderr)
+        # a file gets exactly what was written, a terminal nothing that could disturb it
+        shown = harmless if sys.stdout.isatty() else str
         sys.stdout.write(prompt)
         for piece in pieces:
-            sys.stdout.write(piece)
+            sys.stdout.write(shown(piece))
             sys.stdout.flush()
         sys.stdout.write("\n")
         return 0
@@ -74,7 +76,7 @@ def show(generation: Generation, prompt: str, number: str, generator: TextGenera
     if generation.score is not None:
         facts.append(f"score {generation.score:.4f}")
     print(f"--- {', '.join(facts)}")
-    print(prompt + generation.text)
+    print(prompt + (harmless(generation.text) if sys.stdout.isatty() else generation.text))
     tokens = generator.tokenizer.token_bytes
     for index, logprob in enumerate(generation.logprobs or ()):
         line = f"{logprob:9.4f}  {readable(tokens(generation.ids[index]))}"

@@ -27,6 +27,7 @@ __all__ = [
     "MaybeText",
     "Sampling",
     "free_directory",
+    "harmless",
     "newest_run",
     "open_generator",
     "open_model",
@@ -101,6 +102,11 @@ def parse_bias(pairs: Sequence[str]) -> dict[int, float] | None:
         except ValueError:
             raise ValueError(f"logit_bias must be ID=BIAS such as 13=-2.5, got {pair!r}") from None
     return bias or None
+
+
+def harmless(text: str) -> str:
+    """Text for a terminal: control characters, which could move its cursor or worse, become ·."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "·" for c in text)
 
 
 def newest_run(folder: Path = Path("runs")) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from foundation.checks import check_int
 from foundation.files import write_json
 from fromzero.arguments import parse_options
-from fromzero.option_types import MaybeInt, MaybePath, MaybeText, free_directory
+from fromzero.option_types import MaybeInt, MaybePath, MaybeText, free_directory, harmless
 from fromzero.training_options import (
     OPTIONS_FILE,
     ModelOptions,
@@ -297,7 +297,7 @@ def build_hooks(options: Options, tokenizer: Tokenizer, val: TokenShard) -> list
 
         def write(model: GPT) -> str:
             found = TextGenerator(model, tokenizer).generate([prompt], params)
-            return prompt + found[0].text
+            return prompt + harmless(found[0].text)
 
         hooks.append(SampleHook(write, options.sample_every))
     return hooks
@@ -366,7 +366,7 @@ def report_and_sample(options: Options, out: Path, val: TokenShard) -> None:
         params = SamplingParams(max_new_tokens=120, temperature=0.8, top_k=40, seed=number)
         sys.stdout.write(prompt)
         for piece in generator.stream(prompt, params):
-            sys.stdout.write(piece)
+            sys.stdout.write(harmless(piece))
             sys.stdout.flush()
         print()
     print(f'\ngo on: fromzero generate --model {out} --prompt "..."')

@@ -151,3 +151,12 @@ def test_without_a_model_the_newest_is_taken(capsys, tiny_model, tmp_path, monke
     assert str(os.path.join("runs", "new")) in capsys.readouterr().err
     os.utime(tmp_path / "runs" / "run" / "step-000010" / "manifest.json", (3_000, 3_000))
     assert newest_run().name == "run"
+
+
+def test_a_terminal_is_not_disturbed_and_a_file_gets_every_byte(generate, monkeypatch):
+    from inference.generator import TextGenerator
+
+    monkeypatch.setattr(TextGenerator, "stream", lambda *_, **__: iter(["a\x1b[2J\tb\n汉"]))
+    assert generate("--prompt", "p")[1] == "pa\x1b[2J\tb\n汉\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert generate("--prompt", "p")[1] == "pa·[2J\tb\n汉\n"
