@@ -117,16 +117,15 @@ def test_text_files_are_opened_with_an_encoding(path):
 
 
 def test_no_pickle_and_no_code_from_files():
+    """`model.eval()` and the word eval() in prose are fine: neither evaluates anything."""
     forbidden = re.compile(
-        r"torch\.save\(|torch\.load\(|pickle\.|\beval\(|\bexec\(|trust_remote_code=True"
+        r"torch\.(save|load)\(|pickle\.|(?<![\w.])(eval|exec)\([^)]|trust_remote_code=True"
     )
     found = [
         f"{path.relative_to(ROOT).as_posix()}: {line.strip()}"
         for path in modules([*PACKAGES, "examples"])
         for line in path.read_text(encoding="utf-8").splitlines()
         if forbidden.search(line.split("#")[0])
-        and "model.eval(" not in line
-        and ".eval()" not in line
     ]
     assert found == []
 
