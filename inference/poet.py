@@ -78,7 +78,7 @@ def demo() -> None:
     # 字的种类就是词表的大小（再加一个「文章结束」）
     print(f"语料 {len(POEMS)} 个字，{len(set(POEMS))} 种")
     # 同样的初始权重，学的步数不同：损失降到哪里，字才对得上
-    for n_steps in (4, 12, STEPS):
+    for n_steps in (4, 8, 12, STEPS):
         torch.manual_seed(0)
         model, tokenizer, loss = learn_poems(n_steps)
         params = SamplingParams(temperature=0, max_new_tokens=30)
