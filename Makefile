@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/fromzero train
+	$(BIN)/fromzero train --batch-size 8 --block-size 128 --learning-rate 2e-3
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -q
