@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/fromzero train --batch-size 8 --block-size 128 --learning-rate 2e-3
+	$(BIN)/fromzero train --minutes 4 --batch-size 8 --block-size 128 --learning-rate 2e-3 --eval-every 500 --eval-batches 100
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -q
