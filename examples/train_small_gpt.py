@@ -35,7 +35,9 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a small GPT from scratch.")
     parser.add_argument("--quick", action="store_true", help="a tiny model, under a minute")
     parser.add_argument("--data", help="corpus: names joined by +, or a file, folder or pattern")
-    parser.add_argument("--preset", default="gpt-micro", help="model size, see `fromzero models`")
+    parser.add_argument(
+        "--preset", default="modern-micro", help="model size, see `fromzero models`"
+    )
     parser.add_argument("--steps", type=int, help="number of updates")
     parser.add_argument("--run-dir", type=Path, help="where checkpoints and loss.png go")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run there")
@@ -53,7 +55,9 @@ def show_samples(generator: TextGenerator, prompt: str) -> None:
     """Print two continuations of the prompt."""
     params = SamplingParams(max_new_tokens=60, temperature=0.8, top_k=40, seed=1, num_return=2)
     for number, sample in enumerate(generator.generate([prompt], params), start=1):
-        print(f"--- 样例 {number} ---\n{prompt}{sample.text}")
+        # 没训练好的模型什么都写得出来，控制字符会弄乱终端，换成 ·
+        text = "".join(c if c.isprintable() or c == "\n" else "·" for c in prompt + sample.text)
+        print(f"--- 样例 {number} ---\n{text}")
     print("---")
 
 
@@ -98,7 +102,7 @@ def main() -> None:
         val_batches=lambda: sequential_batches(val, batch_size, block),
         run_dir=options.run_dir,
         tokenizer=tokenizer,
-        bytes_per_token=train.bytes_per_token,
+        bytes_per_token=val.bytes_per_token,
     )
     before = trainer.evaluate()
     print(f"④ 训练 {options.steps} 步；验证损失从 {before.loss:.3f} 开始", flush=True)
