@@ -93,7 +93,7 @@ def main() -> None:
     show_samples(generator, options.prompt)
 
     # ④ 训练：批次是 (种子, 步数) 的纯函数；验证集在训练中从未出现
-    batch_size, block = 16, model.config.max_seq_len
+    batch_size, block = 8, model.config.max_seq_len
     trainer = Trainer(
         model,
         TokenBatches(train, batch_size, block, seed=options.seed),

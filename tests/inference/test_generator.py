@@ -144,6 +144,55 @@ def test_seed_fixes_the_text_and_samples_differ():
     assert generator.generate("春", SamplingParams(seed=4, max_new_tokens=12)) != first[0]
 
 
+def test_greedy_ignores_the_seed():
+    generator = writer()
+    for seed in (0, 1):
+        seeded = SamplingParams(temperature=0, max_new_tokens=8, seed=seed)
+        assert generator.generate("春眠", seeded) == generator.generate("春眠", GREEDY)
+
+
+def test_what_was_written_is_remembered_by_the_penalties():
+    """A huge price on every repetition: eight tokens of nine, none twice, in every row."""
+    generator = writer()
+    params = SamplingParams(
+        temperature=0, max_new_tokens=8, frequency_penalty=1e6, logit_bias={0: -math.inf}
+    )
+    for found in generator.generate(["春", "眠觉", "ab"], params):
+        assert len(set(found.ids)) == 8
+    # rows that leave must not take another row's memory along
+    early = generator.generate(["a" * 20, "春", "眠觉"], params)
+    assert len(early[0].ids) == 4
+    assert [len(set(found.ids)) for found in early[1:]] == [8, 8]
+    assert early[1].ids == generator.generate("春", params).ids
+
+
+def test_without_the_cache_there_is_none(monkeypatch):
+    generator = writer()
+    made = []
+    original = generator.model.make_cache
+    monkeypatch.setattr(
+        generator.model, "make_cache", lambda *a, **k: made.append(1) or original(*a, **k)
+    )
+    for params in (GREEDY, SamplingParams(num_beams=2, max_new_tokens=3)):
+        generator.generate("春", params, use_cache=False)
+        list(generator.stream("春", GREEDY, use_cache=False))
+        assert made == []
+        generator.generate("春", params)
+        assert len(made) == 1
+        made.clear()
+
+
+def test_a_long_prompt_slides_and_keeps_its_end():
+    generator = writer()
+    params = SamplingParams(temperature=0, max_new_tokens=40, logit_bias={0: -math.inf})
+    prompt = "春眠不觉晓ab," * 5
+    found = generator.generate(prompt, params, sliding=True)
+    assert len(found.ids) == 40
+    assert found.finish_reason == "length"
+    assert found == generator.generate(prompt[-24:], params, sliding=True)
+    assert "".join(generator.stream(prompt, params, sliding=True)) == found.text
+
+
 def test_without_a_seed_torch_decides():
     generator = writer()
     params = SamplingParams(max_new_tokens=12)
