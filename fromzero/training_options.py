@@ -139,11 +139,19 @@ class TrainingOptions:
     save_every: MaybeInt = None
     """steps between two checkpoints; without it at every validation"""
     keep_last: int = 2
-    """how many checkpoints to keep, besides the best"""
+    """how many checkpoints to keep, besides the best; at least 2"""
     patience: MaybeInt = None
     """stop after this many validations without progress"""
     max_skipped_steps: int = 5
     """stop after this many steps in a row with NaN or infinite gradients"""
+    spike_action: str = "log"
+    """when the loss or the gradient jumps: off, log (and go on) or skip (no update)"""
+    spike_factor: float = 10.0
+    """a jump is this many deviations above the median of the steps before"""
+    spike_window: int = 64
+    """how many steps before are looked at"""
+    deterministic: bool = False
+    """use deterministic operations only: bit-equal runs on a GPU too, somewhat slower"""
     overfit_one_batch: bool = False
     """learn one batch by heart: if the loss does not fall to near 0, something is broken"""
 

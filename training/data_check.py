@@ -14,8 +14,15 @@ $$\text{错开一位}\iff \forall t:\ \text{targets}_t = \text{inputs}_{t+1}
     检查                       不检查会怎样
     look_at_batch  编号 → 文字  分词器与数据配错了，模型学的是乱码
                    错开一位     学会照抄，一生成就不断重复自己
+    show_windows   编号 → 原文  损失跳高、NaN 的那一步，到底喂了什么
     check_data     够不够长     一块也切不出来
                    是不是同一份  验证损失只说明背得好不好，过拟合也看不见
+
+训练出了毛病，警告与 metrics.jsonl 里有窗口的编号，凭它回到原文：
+
+    window_ids [81920, 4096] ──show_windows──▶ 81920、4096 起的两段文字，各自的损失
+
+常见的一眼就懂：一长串同一个字符、乱码、别的语言、一整张只有数字的表。
 
 参考：「先与数据融为一体」（become one with the data）— Karpathy,
       *A Recipe for Training Neural Networks*, 2019。
@@ -25,16 +32,18 @@ $$\text{错开一位}\iff \forall t:\ \text{targets}_t = \text{inputs}_{t+1}
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foundation.demonstration import run_demo
 from tokenization.tokenizer import Tokenizer
-from training.batch import IGNORE_INDEX, Batch
+from training.batch import IGNORE_INDEX, Batch, Tokens, WindowReader
 
-__all__ = ["check_data", "look_at_batch"]
+__all__ = ["check_data", "look_at_batch", "show_windows"]
 
 
 def look_at_batch(batch: Batch, tokenizer: Tokenizer, *, rows: int = 2, columns: int = 60) -> str:
@@ -87,6 +96,58 @@ def _decode_masked(targets: Tensor, tokenizer: Tokenizer) -> str:
     return text if targets[-1] == IGNORE_INDEX else text.removesuffix("·")
 
 
+def show_windows(
+    tokens: Tokens,
+    window_ids: Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    block_size: int = 64,
+    model: nn.Module | None = None,
+) -> str:
+    """把出过毛病的那几段原样取回，解码给人看；给了模型，就按损失从高到低排，坏的在最前。
+
+    参数：window_ids 抄自警告或 metrics.jsonl；tokens 是训练用的那个分片；block_size 与训练时相同
+    形状：每个编号取 block_size + 1 个相邻的词元，与训练时的一行逐个相同
+    错误：编号在分片之外 → ValueError，写明编号与分片有多长
+    """
+    # ① 用训练时的同一个取法，看到的就是模型看到的
+    reader = WindowReader(tokens)
+    # 编号抄错、分片拿错，多半落在外面；不查，取回的就是不相干的一段
+    for start in window_ids:
+        if not 0 <= start < reader.n_tokens - 1:
+            raise ValueError(
+                f"window {start} is outside the corpus of {reader.n_tokens} tokens; "
+                "is this the shard the run was trained on?"
+            )
+    # 逐段取：每段自成一批 (1, T)，损失才分得开
+    rows = [reader.read(np.array([start]), block_size) for start in window_ids]
+    # ② 每段单独算损失：一批的平均看不出是哪一段；没给模型就不算，照给的次序印
+    losses = [float("nan") if model is None else _mean_loss(model, row) for row in rows]
+    # 坏的在最前：几十段里要找的多半只有一段
+    order = list(range(len(rows)))
+    if model is not None:
+        order.sort(key=lambda index: -losses[index])
+    # ③ 一段两行：在哪里、写的什么；repr 使空格、换行、控制字符都看得见
+    lines = []
+    for index in order:
+        # 坏的那一段往往比别的高出几倍，一眼看得出
+        note = "" if model is None else f", loss {losses[index]:.3f}"
+        lines.append(f"window {window_ids[index]}{note}")
+        lines.append(f"  {tokenizer.decode(rows[index].inputs[0].tolist())!r}")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def _mean_loss(model: nn.Module, row: Batch) -> float:
+    """一段的平均损失；不用 dropout，也不动随机数。"""
+    was_training = model.training
+    row = row.to(next(model.parameters()).device)  # (1, T)，搬到模型所在的设备
+    try:
+        return float(model.eval()(row.inputs, row.targets).loss)
+    finally:
+        model.train(was_training)  # 借来看一眼，原样还回去
+
+
 def check_data(train: Any, val: Any, block_size: int) -> list[str]:
     """训练与验证的词元有没有毛病；每条毛病一句话，没有就是空的。
 
@@ -95,6 +156,7 @@ def check_data(train: Any, val: Any, block_size: int) -> list[str]:
     """
     problems = []
     # ① 够不够长：一块要 T 个输入，错开一位还要多一个
+    # 短一个也不行，所以两个数都写出来
     if len(train) < block_size + 1:
         problems.append(
             f"the training corpus has {len(train)} tokens, one block needs {block_size + 1}; "
@@ -125,7 +187,7 @@ def _first_tokens(tokens: Any) -> Tensor:
 
 
 def demo() -> None:
-    """一首诗的一批：好的、忘了错开的、盖住一半的；再核对两份数据。"""
+    """一首诗的一批：好的、忘了错开的、盖住一半的；凭编号取回一段；再核对两份数据。"""
     text = "白日依山尽，黄河入海流。欲穷千里目，更上一层楼。"
     tokenizer = Tokenizer.characters([text])  # 一字一个词元，编号与文字对得上
     ids = torch.tensor([tokenizer.encode(text)])  # (1, T+1)
@@ -149,7 +211,13 @@ def demo() -> None:
     assert "'·欲穷千里目" in half
     assert "shifted by one: yes" in half
 
-    print("④ 核对两份数据")
+    # 训练时的警告只给编号：第 12 个词元起的一段
+    print("④ 凭编号取回原文")
+    shown = show_windows(ids[0], [12], tokenizer, block_size=11)
+    print("\n".join(f"   {line}" for line in shown.splitlines()))
+    assert "欲穷千里目" in shown
+
+    print("⑤ 核对两份数据")
     # 倒过来的字一样多、次序不同：够算「别的文字」
     tokens = ids[0].tolist()  # (T+1,)
     for name, val in (("别的文字", tokens[::-1]), ("同一份", tokens), ("太短", tokens[:3])):

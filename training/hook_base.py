@@ -42,6 +42,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.spike_watch import Spike
+
 if TYPE_CHECKING:
     from training.trainer import Trainer
 
@@ -59,7 +61,8 @@ class StepReport:
     n_tokens: int
     seconds: float  # 只算这一步，不含评估与存档
     problem: str = ""  # 非空 = 这一步跳过了，这是原因
-    window_ids: tuple[int, ...] = ()  # 跳过时：出问题的那些窗口，可以回到原文去看
+    window_ids: tuple[int, ...] = ()  # 跳过或跳高时：那些窗口的编号，可以回到原文去看
+    spikes: tuple[Spike, ...] = ()  # 损失或梯度跳高了；没有跳过的，这一步照常更新了
 
     @property
     def skipped(self) -> bool:

@@ -3,6 +3,7 @@ r"""怎样把每一步的数字留下来，又不怕半路断电？——一行�
     {"step": 1, "loss": 7.62, "learning_rate": 3e-05, "grad_norm": 2.41, "tokens": 4096, …}
     {"step": 200, "val_loss": 3.91, "bits_per_byte": 2.13}
     {"step": 207, "skipped": "the loss is nan", "window_ids": [81920, 4096]}
+    {"step": 250, "loss": 2.9, …, "window_ids": [512], "spikes": [{"what": "gradient norm", …}]}
     {"step": 300, "warning": "the loss has not fallen: …"}
 
 为什么不用一个大 JSON：它要到最后才合上括号，断在半路就整个读不了；一行一个，断了至多丢半行。
@@ -82,6 +83,11 @@ def encode_line(facts: dict[str, Any]) -> str:
     return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def spike_facts(report: StepReport) -> dict[str, Any]:
+    """跳高的一步多记一栏：什么、多大、平常多大、多大算高；没有跳高就不占地方。"""
+    return {"spikes": [spike.to_dict() for spike in report.spikes]} if report.spikes else {}
+
+
 class MetricsHook(Hook):
     """把每一步、每次评估、每句警告写进 metrics.jsonl。
 
@@ -125,9 +131,10 @@ class MetricsHook(Hook):
                     "step": report.step,
                     "skipped": report.problem,  # 例如损失是 NaN
                     "window_ids": list(report.window_ids),  # 凭它回到原文，看是哪一段
+                    **spike_facts(report),
                 }
             )
-        elif report.step % self.every == 0:
+        elif report.step % self.every == 0 or report.spikes:
             self._write(
                 {
                     "step": report.step,
@@ -136,6 +143,8 @@ class MetricsHook(Hook):
                     "grad_norm": report.grad_norm,  # 裁剪之前
                     "tokens": trainer.state.tokens_seen,  # 累计，含续训之前的
                     "seconds": round(report.seconds, 6),  # 这一步；到微秒就够了
+                    **({"window_ids": list(report.window_ids)} if report.spikes else {}),
+                    **spike_facts(report),
                 }
             )
 

@@ -73,5 +73,5 @@ def _warn_if_disk_is_short(trainer: Trainer) -> None:
         trainer.warn(
             f"{trainer.run_dir} has {free / 1e9:.2f} GB free, but up to {needed / 1e9:.2f} GB of "
             f"checkpoints may be there at a time (keep_last {trainer.config.keep_last}); free some "
-            "space, or lower keep_last"
+            "space, or lower keep_last (at least 2)"
         )

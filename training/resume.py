@@ -6,7 +6,7 @@ checkpoint.py 只管「一个目录里的文件」；这里管「一个 Trainer 
     ─────────────────                          ────────────────────
     权重、m、v、随机数   ──▶ step-000200/ ──▶  核对每个文件；坏了就退回前一个，并说出来
     步数、最好的损失、计数                      描述不同就拒绝，列出每一项的新旧值
-    损失放大的倍数                              放回权重、m、v、随机数、步数、倍数
+    损失放大的倍数、平常的损失与梯度            放回权重、m、v、随机数、步数、倍数
     描述：配置、模型、数据、环境                机器不同只警告
 
 验收只有一条：停过的与没停过的，逐比特相同。
@@ -53,6 +53,7 @@ def save_run(trainer: Trainer, total_seconds: float) -> Path:
         **state.to_dict(),  # 步数、最好的损失、各种计数
         "total_seconds": total_seconds,  # 秒，含续训之前的
         "scaler": step.scaler.state_dict(),  # fp16 的放大倍数，也是状态
+        "spike_windows": step.spikes.state_dict(),  # 「平常」多大；不存，续训之后就另有一套
         "description": _describe(trainer),  # 续训时逐项比对的就是它
         # 整张配置单只供人看：比对用的是描述里影响权重的那些
         "settings": trainer.config.to_dict(),
@@ -98,6 +99,7 @@ def restore_run(trainer: Trainer, *, allow_changes: bool) -> None:
     # 权重与随机数若放不进去会抛错，所以计数最后才换：不留半新半旧的 Trainer
     load_checkpoint(checkpoint.directory, trainer.model, trainer.take_step.optimizer)
     trainer.take_step.scaler.load_state_dict(saved["scaler"])
+    trainer.take_step.spikes.load_state_dict(saved.get("spike_windows", {}))  # 旧的存档里没有
     trainer.state = state  # 从这一步接着走
 
 

@@ -69,6 +69,9 @@ def describe_run(
     resolved |= {"warmup_steps": config.warmup, "precision": precision}
     # decay_steps 只有 WSD 用得着
     resolved["decay_steps"] = config.decay if config.schedule == "wsd" else None
+    # 跳高只有 skip 时才影响权重；只说一句的，怎样说都行
+    watched = (config.spike_factor, config.spike_window) if config.spike_action == "skip" else None
+    resolved["skip_spikes"] = watched
     description = {
         "config": resolved,
         "model": describe_model(model),  # 结构，不含权重的数值
@@ -78,7 +81,11 @@ def describe_run(
             "corpus": getattr(batches, "fingerprint", None),
         },
         "tokenizer": {"fingerprint": None if tokenizer is None else tokenizer.fingerprint},
-        "environment": describe_environment(device),  # 唯一只警告的一栏
+        # 唯一只警告的一栏；确定模式换的是算子，只差末几位
+        "environment": {
+            **describe_environment(device),
+            "deterministic": config.deterministic or None,
+        },
     }
     # ② 从 JSON 走一遭：元组变成列表，与存过再读的那份才可比
     plain: dict[str, Any] = json.loads(json.dumps(description))

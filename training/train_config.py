@@ -45,6 +45,7 @@ from foundation.demonstration import run_demo
 from foundation.devices import PRECISIONS
 from training.optimizer import OPTIMIZERS
 from training.schedule import SCHEDULES, learning_rate
+from training.spike_watch import SPIKE_ACTIONS
 
 __all__ = ["ARITHMETIC_FIELDS", "TrainConfig"]
 
@@ -80,9 +81,14 @@ class TrainConfig:
     eval_every: int = 100  # 隔多少步评估一次
     eval_batches: int | None = None  # 评估用几批；None = 整个验证集
     save_every: int | None = None  # 隔多少步存一次；None = 与评估同步
-    keep_last: int = 2  # 留最近几个检查点；最好的那个总是留着
+    keep_last: int = 2  # 留最近几个检查点，至少 2：最新的可能坏；最好的那个总是留着
     patience: int | None = None  # 连续几次评估没有进步就停；None = 不提前停
     max_skipped_steps: int = 5  # 连续几步出现 NaN 就停
+    # ── 出了岔子：跳高见 spike_watch.py，确定模式见 determinism.py ──────
+    spike_action: str = "log"  # off、log（说一句）、skip（这一步不更新）
+    spike_factor: float = 10.0  # 比平常高出几个「标准差」算跳高
+    spike_window: int = 64  # 平常 = 最近几步
+    deterministic: bool = False  # 只用确定的算子：GPU 上也逐比特可重现，慢一些
     # ── 调试 ────────────────────────────────────────────────────────────
     overfit_one_batch: bool = False  # 每步都用同一批：背不下来，就是哪里写错了
 
@@ -96,10 +102,12 @@ class TrainConfig:
         check_float("eps", self.eps, exclusive_minimum=0)
         if self.grad_clip is not None:
             check_float("grad_clip", self.grad_clip, exclusive_minimum=0)
+        check_float("spike_factor", self.spike_factor, exclusive_minimum=0)
         # ② 名字：写错了给出最像的
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("precision", self.precision, PRECISIONS)
+        check_choice("spike_action", self.spike_action, SPIKE_ACTIONS)
         if not isinstance(self.device, str):
             raise ValueError(f"device must be a name such as 'auto' or 'cpu', got {self.device!r}")
         # ③ 从 JSON 读来的是列表，统一成元组，比较时才相等
@@ -110,13 +118,17 @@ class TrainConfig:
             check_float(name, beta, 0, exclusive_maximum=1)
         object.__setattr__(self, "betas", betas)  # frozen 的类只能这样改
         check_bool("overfit_one_batch", self.overfit_one_batch)
+        check_bool("deterministic", self.deterministic)
         # ④ 预热、衰减、总步数要放得下：真的算一次学习率，由 schedule.py 检查
         self.learning_rate_at(0)
 
     def _check_sizes(self) -> None:
         """各种个数：整数，至少是 1（或 0）；可以不给的，None 就跳过。"""
-        for name in ("steps", "grad_accumulation", "eval_every", "keep_last", "max_skipped_steps"):
+        for name in ("steps", "grad_accumulation", "eval_every", "max_skipped_steps"):
             check_int(name, getattr(self, name), 1)
+        # 只留一个，它坏了就什么也没有了；几个数的中位数说明不了平常
+        check_int("keep_last", self.keep_last, 2)
+        check_int("spike_window", self.spike_window, 8)
         for name in ("batch_size", "eval_batches", "save_every", "patience"):
             if getattr(self, name) is not None:
                 check_int(name, getattr(self, name), 1)

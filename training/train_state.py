@@ -45,6 +45,8 @@ class TrainState:
     evaluations_without_gain: int = 0  # 连着几次没有进步
     skipped_steps: int = 0  # 一共跳过几步
     skipped_in_a_row: int = 0  # 连着跳过几步
+    spike_steps: int = 0  # 一共跳高几步，跳过与没跳过的都算
+    last_spike: int = -1  # 最近一次跳高是第几步；连着的只说第一步
     train_seconds: float = 0.0  # 训练的步用了多久
     total_seconds: float = 0.0  # 以前各次 fit() 一共用了多久
 
@@ -58,8 +60,9 @@ class TrainState:
         self.skipped_steps += report.skipped
         if not report.skipped:
             self.skipped_in_a_row = 0
-        elif counts_as_fault:
+        elif counts_as_fault or report.spikes:
             self.skipped_in_a_row += 1
+        self.spike_steps += bool(report.spikes)
 
     def is_better(self, loss: float) -> bool:
         """这次评估比以前的都好吗？NaN 与谁比都是假。

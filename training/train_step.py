@@ -57,6 +57,7 @@ from training.accumulation import (
 from training.hook_base import StepReport
 from training.mixed_precision import LossScaler
 from training.optimizer import build_optimizer, set_learning_rate
+from training.spike_watch import SpikeWatch
 from training.train_config import TrainConfig
 
 __all__ = ["TrainStep", "count_tokens", "fetch"]
@@ -104,6 +105,8 @@ class TrainStep:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         # 只有 fp16 用得着；别的精度下它的倍数恒为 1
         self.scaler = LossScaler(precision == "fp16")
+        # 有限却大得离谱的：看得出、说得清，要不要跳过由配置定
+        self.spikes = SpikeWatch(config.spike_action, config.spike_factor, config.spike_window)
 
     def __call__(self, step: int) -> StepReport:
         """走第 step 步（从 0 数起）；出现 NaN 就跳过，权重与优化器一概不动。
@@ -128,21 +131,26 @@ class TrainStep:
         # 一道题也没有时，平均无从谈起
         divisor = total * pieces.weight or math.nan
         norm = raw_norm / divisor  # ‖g‖，平均损失的
-        # ④ 坏的一步到此为止
+        loss = math.fsum(sums) / total if total else math.nan
+        self.scaler.update(overflowed=bool(problem))  # 溢出就减半，久不溢出就试着加倍
+        # ④ 坏的一步到此为止；跳高的一步，说好了跳过才跳过
+        spikes = () if problem else self.spikes.update(loss, norm)
+        if spikes and self.spikes.skips:
+            problem = "; ".join(map(str, spikes))
         if not problem:
             # 先除以总题数，再裁剪；两个因子合成一次乘法，每个梯度只搬一趟
             scale_gradients(gradients, clip_factor(norm, self.config.grad_clip) / divisor)
             self.optimizer.step()
-        self.scaler.update(overflowed=bool(problem))  # 溢出就减半，久不溢出就试着加倍
         return StepReport(
             step=step + 1,  # 走完了几步
-            loss=math.fsum(sums) / total if total else math.nan,
+            loss=loss,
             learning_rate=rate,  # 这一步用的
             grad_norm=norm,  # 裁剪之前
             n_tokens=pieces.n_tokens,
             seconds=time.perf_counter() - began,
             problem=problem,
-            window_ids=bad_windows(sums, pieces.windows) if problem else (),
+            window_ids=bad_windows(sums, pieces.windows) if problem or spikes else (),
+            spikes=spikes,
         )
 
     def _accumulate(self, step: int) -> Pieces:

@@ -45,7 +45,8 @@ from foundation.demonstration import run_demo
 from foundation.devices import pick_device, resolve_precision, seed_everything
 from tokenization.tokenizer import Tokenizer
 from training.accumulation import LossFunction, language_model_loss
-from training.divergence import TrainingDivergedError, react_to_skipped_step
+from training.determinism import deterministic_mode
+from training.divergence import TrainingDivergedError, react_to_skipped_step, react_to_spike
 from training.evaluating import conclude, judge, measure
 from training.hook_base import EvaluationReport, Hook, HookList, StepReport, TrainResult
 from training.interrupt import GracefulStop
@@ -132,6 +133,7 @@ class Trainer:
                 stack.enter_context(directory.claimed(resume=resume, overwrite=overwrite))
             elif resume:
                 raise ValueError("resume needs a run_dir to resume from")  # 绝不悄悄从头练
+            stack.enter_context(deterministic_mode(self.config.deterministic))
             self._began = began  # 连同检查与放回存档的时间
             self._begin(resume, allow_changes)
             # ② 训练；无论怎样结束，钩子都能关好自己的文件
@@ -181,6 +183,7 @@ class Trainer:
             report = self.take_step(self.state.step)
             self.state.after_step(report, counts_as_fault=self.take_step.scaler.exhausted)
             self.tell("on_step", report)
+            react_to_spike(self, report)  # 有限却大得离谱：说一句
             react_to_skipped_step(self, report)  # 连着太多步坏，就在这里停
 
     def _evaluation_is_due(self) -> bool:

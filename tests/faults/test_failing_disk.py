@@ -14,7 +14,7 @@ from training.metrics import METRICS_FILE
 @pytest.fixture
 def trainer(tmp_path, faults):
     """Three steps are saved; the next save is at step 6."""
-    trainer = faults.make_run(tmp_path / "run", steps=3, keep_last=1)
+    trainer = faults.make_run(tmp_path / "run", steps=3)
     trainer.fit()
     return trainer
 
