@@ -117,13 +117,17 @@ class TrainingOptions:
     decay_steps: MaybeInt = None
     """wsd only: how many steps the decay takes; without it a fifth"""
     optimizer: str = "adamw"
-    """the optimizer's name"""
+    """adamw, or muon (orthogonalized updates for the matrices inside the blocks)"""
     weight_decay: float = 0.1
     """shrinks matrices a little at every step"""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's memory of the gradient and of its square"""
     eps: float = 1e-8
     """keeps AdamW from dividing by zero"""
+    muon_learning_rate: MaybeFloat = None
+    """muon only: the highest learning rate of those matrices; without it --learning-rate"""
+    muon_momentum: float = 0.95
+    """muon only: how long it remembers gradients"""
     grad_clip: MaybeFloat = 1.0
     """the longest gradient allowed; longer ones are scaled down"""
     precision: str = "auto"

@@ -29,7 +29,8 @@ $$\theta \leftarrow (1-\eta\lambda)\,\theta \;-\; \eta\,
 论文：Adam — Kingma & Ba, arXiv:1412.6980；AdamW — Loshchilov & Hutter, arXiv:1711.05101；
       损失突然跳高与 β₂ — Wortsman et al., arXiv:2304.13013。
 
-改哪里：换优化器（Muon、Lion、SGD）→ 写一个 (组, 设置) → Optimizer 的函数，登记到 OPTIMIZERS；
+改哪里：换优化器（Lion、SGD）→ 写一个 (组, 设置) → Optimizer 的函数，登记到 OPTIMIZERS；
+        Muon（矩阵另走一条路）→ muon.py；
         哪些参数衰减 → decay_groups；某一组的学习率是别组的几倍 → 组里的 lr_scale。
 """
 
@@ -45,6 +46,7 @@ from torch.optim import Optimizer
 
 from foundation.checks import check_choice, check_float
 from foundation.demonstration import run_demo
+from training.muon import Muon
 
 __all__ = [
     "OPTIMIZERS",
@@ -57,6 +59,7 @@ __all__ = [
 
 # 有融合实现的设备；在 CPU 上，它与成组的实现相比快几倍（演示④量给你看）
 FUSED_DEVICES = ("cpu", "cuda", "mps")
+OUTPUT_HEAD = "lm_head"  # 输出词表的名字；它的行是词，不归 Muon
 
 Group = dict[str, Any]  # torch 的参数组：{"params": […], "weight_decay": …}
 
@@ -69,12 +72,15 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.95)  # β₁、β₂：越近 1，记得越久
     eps: float = 1e-8  # ε：免得除以 0
     fused: bool | None = None  # None = 设备支持就用
+    muon_learning_rate: float | None = None  # Muon 的那些矩阵的 η；None = 与别的相同
+    muon_momentum: float = 0.95  # Muon 的动量 μ
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[Group]:
-    """把要训练的参数分成两组：矩阵衰减，其余不衰减。
+    """把要训练的参数分成三组：块里的矩阵、别的矩阵（词向量等），都衰减；其余不衰减。
 
     判据是维数：矩阵与词向量是二维（卷积更高），偏置与归一化的增益是一维
+    AdamW 对前两组一视同仁；Muon 只管第一组，认的是组里的 hidden（见 muon.py）
     共用的矩阵（词向量与 lm_head）只出现一次：named_parameters 已经去重
     错误：没有一个参数要训练 → ValueError
     """
@@ -83,14 +89,33 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[Group]:
     if not trainable:
         raise ValueError("the model has no trainable parameter: every requires_grad is False")
     # ② 按维数分，不按名字分：换个模型、改个名字都不会分错
-    matrices = [p for p in trainable if p.ndim >= 2]  # 权重、词向量
+    inner = hidden_matrices(model)
+    hidden = [p for p in trainable if id(p) in inner]
+    tables = [p for p in trainable if p.ndim >= 2 and id(p) not in inner]  # 词向量、输出词表
     vectors = [p for p in trainable if p.ndim < 2]  # 偏置、增益
     groups: list[Group] = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": hidden, "weight_decay": weight_decay, "hidden": True},
+        {"params": tables, "weight_decay": weight_decay, "hidden": False},
+        {"params": vectors, "weight_decay": 0.0, "hidden": False},
     ]
     # 空的组会使存取时的编号对不上别的模型，去掉
     return [group for group in groups if group["params"]]
+
+
+def hidden_matrices(model: nn.Module) -> set[int]:
+    """「把一个向量变成另一个向量」的矩阵，以 id 表示：线性层的权重，除去输出词表。
+
+    输出词表（lm_head）每行属于一个词，与词向量是一类；与词向量共用时，它也不是
+    约定：冻结的也数在内；要不要训练由调用者另看
+    """
+    linear: set[int] = set()
+    other: set[int] = set()
+    for name, module in model.named_modules():
+        # 词向量、LoRA 的 A 与 B 等都不是 nn.Linear，自然落在另一边
+        inner = isinstance(module, nn.Linear) and name.rpartition(".")[2] != OUTPUT_HEAD
+        for parameter in module.parameters(recurse=False):
+            (linear if inner and parameter.ndim == 2 else other).add(id(parameter))
+    return linear - other  # 两处都有的（共用），以另一处为准
 
 
 def make_adamw(groups: list[Group], settings: OptimizerSettings) -> Optimizer:
@@ -113,9 +138,32 @@ def make_adamw(groups: list[Group], settings: OptimizerSettings) -> Optimizer:
     )
 
 
-# 名字 → 怎样建；别的优化器（例如 Muon）也从这里进来
+def make_muon(groups: list[Group], settings: OptimizerSettings) -> Optimizer:
+    """Muon 管 hidden 的组，AdamW 管其余的；两边的学习率按同一条曲线起落。
+
+    公式：η_Muon(s) = lr_scale · η(s)，lr_scale = muon_learning_rate / learning_rate
+    """
+    rate = settings.muon_learning_rate
+    if rate is not None:
+        check_float("muon_learning_rate", rate, exclusive_minimum=0)
+        for group in groups:
+            # 词向量与一维的参数不动：它们仍按 learning_rate
+            if group.get("hidden"):
+                group["lr_scale"] = rate / settings.learning_rate
+    optimizer = Muon(
+        groups,
+        make_adamw=lambda rest: make_adamw(rest, settings),  # 与单用 AdamW 时同一个函数
+        learning_rate=settings.learning_rate,
+        momentum=settings.muon_momentum,
+    )
+    set_learning_rate(optimizer, settings.learning_rate)  # 让 lr_scale 从一开始就算数
+    return optimizer
+
+
+# 名字 → 怎样建；别的优化器也从这里进来
 OPTIMIZERS: dict[str, Callable[[list[Group], OptimizerSettings], Optimizer]] = {
     "adamw": make_adamw,
+    "muon": make_muon,
 }
 
 
@@ -128,6 +176,8 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
     fused: bool | None = None,
+    muon_learning_rate: float | None = None,
+    muon_momentum: float = 0.95,
 ) -> Optimizer:
     """给模型里要训练的参数建优化器；先把模型搬到设备上再建。
 
@@ -138,7 +188,15 @@ def build_optimizer(
     check_choice("optimizer", name, OPTIMIZERS)
     check_float("learning_rate", learning_rate, exclusive_minimum=0)
     check_float("weight_decay", weight_decay, 0)
-    settings = OptimizerSettings(learning_rate=learning_rate, betas=betas, eps=eps, fused=fused)
+    # 只有 Muon 看最后两个；别的优化器不理会它们
+    settings = OptimizerSettings(
+        learning_rate=learning_rate,
+        betas=betas,
+        eps=eps,
+        fused=fused,
+        muon_learning_rate=muon_learning_rate,
+        muon_momentum=muon_momentum,
+    )
     return OPTIMIZERS[name](decay_groups(model, weight_decay), settings)
 
 

@@ -72,6 +72,8 @@ class TrainConfig:
     weight_decay: float = 0.1  # 只衰减矩阵，不衰减偏置与归一化
     betas: tuple[float, float] = (0.9, 0.95)  # 一阶矩、二阶矩的记性
     eps: float = 1e-8  # 免得除以 0
+    muon_learning_rate: float | None = None  # 只有 muon 用；None = 与 learning_rate 相同
+    muon_momentum: float = 0.95  # 只有 muon 用：动量记多久
     grad_clip: float | None = 1.0  # 梯度的总长度至多这么大；None = 不裁剪
     # ── 用什么算 ────────────────────────────────────────────────────────
     precision: str = "auto"  # auto、fp32、bf16、fp16（只在 CUDA 上），见 mixed_precision.py
@@ -100,6 +102,9 @@ class TrainConfig:
         check_float("min_lr_ratio", self.min_lr_ratio, 0, 1)
         check_float("weight_decay", self.weight_decay, 0)
         check_float("eps", self.eps, exclusive_minimum=0)
+        check_float("muon_momentum", self.muon_momentum, 0, exclusive_maximum=1)
+        if self.muon_learning_rate is not None:
+            check_float("muon_learning_rate", self.muon_learning_rate, exclusive_minimum=0)
         if self.grad_clip is not None:
             check_float("grad_clip", self.grad_clip, exclusive_minimum=0)
         check_float("spike_factor", self.spike_factor, exclusive_minimum=0)
@@ -196,6 +201,7 @@ class TrainConfig:
 ARITHMETIC_FIELDS = (
     *("steps", "batch_size", "grad_accumulation", "learning_rate", "min_lr_ratio", "schedule"),
     *("warmup_steps", "decay_steps", "optimizer", "weight_decay", "betas", "eps", "grad_clip"),
+    *("muon_learning_rate", "muon_momentum"),
     *("precision", "seed", "overfit_one_batch"),
 )
 

@@ -101,6 +101,8 @@ class TrainStep:
             weight_decay=config.weight_decay,
             betas=config.betas,
             eps=config.eps,
+            muon_learning_rate=config.muon_learning_rate,
+            muon_momentum=config.muon_momentum,
         )
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         # 只有 fp16 用得着；别的精度下它的倍数恒为 1

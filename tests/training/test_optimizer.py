@@ -101,7 +101,10 @@ def test_another_optimizer_needs_one_entry(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "adam"}, "optimizer must be one of adamw; got 'adam'; did you mean 'adamw'"),
+        (
+            {"name": "adam"},
+            "optimizer must be one of adamw, muon; got 'adam'; did you mean 'adamw'",
+        ),
         ({"learning_rate": 0.0}, "learning_rate must be a finite number > 0, got 0.0"),
         ({"weight_decay": -0.1}, "weight_decay must be a finite number >= 0, got -0.1"),
     ],

@@ -57,6 +57,7 @@ def pause_and_resume(make_trainer, new_recorder, tmp_path):
         ((5,), {"grad_accumulation": 3}),
         ((7,), {"schedule": "wsd", "eval_every": 100, "save_every": 3}),
         ((6,), {"precision": "bf16"}),
+        ((5,), {"optimizer": "muon", "muon_learning_rate": 0.02}),
         ((5,), {"patience": 2, "learning_rate": 0.5}),
     ],
 )

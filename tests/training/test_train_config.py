@@ -69,7 +69,7 @@ def test_every_field_either_changes_the_arithmetic_or_only_how_we_look():
         ({"betas": (0.9, 1.0)}, r"betas\[1\] must be a finite number >= 0 and < 1, got 1.0"),
         ({"grad_clip": 0.0}, "grad_clip must be a finite number > 0, got 0.0"),
         ({"schedule": "cosin"}, "schedule must be one of .*did you mean 'cosine'"),
-        ({"optimizer": "sgd"}, "optimizer must be one of adamw; got 'sgd'"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adamw, muon; got 'sgd'"),
         ({"precision": "fp8"}, "precision must be one of auto, fp32, bf16, fp16; got 'fp8'"),
         ({"device": 0}, "device must be a name such as 'auto' or 'cpu', got 0"),
         ({"seed": -1}, "seed must be an integer >= 0"),
