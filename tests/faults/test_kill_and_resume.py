@@ -32,7 +32,7 @@ VARIANTS = {
     "skipped-spikes": {
         "spike_action": "skip",
         "spike_window": 8,
-        "spike_factor": 1.5,
+        "spike_factor": 2.5,
         "max_skipped_steps": 99,
     },
 }
@@ -95,7 +95,7 @@ def test_ends_leave_no_trace(results, run):
     straight, broken = found["straight"], found["broken"]
     assert broken["digest"] == straight["digest"]  # weights, moments, generators, counters
     losses = [record["loss"] for record in straight["numbers"] if "learning_rate" in record]
-    assert len(set(losses)) > 20
+    assert len(set(losses)) > 10
     assert broken["numbers"] == straight["numbers"]  # every step's loss, every warning
 
 
