@@ -57,6 +57,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"  # 与 Hugging Face 的叫法相同
 MODEL_KIND = "model"  # 写进清单，与存档、词元分片区分
 STEP_PATTERN = "step-*"  # 训练目录里每一步的存档
+PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # 惯用来存 pickle 的，一概不开
 
 
 def state_to_save(model: nn.Module) -> dict[str, Tensor]:
@@ -115,6 +116,7 @@ def load_model(
     错误：不是模型目录、文件损坏、多出或缺少张量、形状不符、含 NaN → ValueError
     """
     directory = Path(directory)
+    refuse_pickles(directory)
     verify_manifest(directory)  # 模型目录与训练存档都行，种类不限
     config = load_config(directory)
     # 先有形状再有数字：随机初始化 1.5B 个数要好几秒，而它们马上就会被换掉
@@ -203,11 +205,34 @@ def find_model_directory(path: Path | str) -> Path:
         return min(reversed(steps), key=validation_loss)
     if not path.exists():
         raise ValueError(f"model directory {path} does not exist")
+    refuse_pickles(path)
     # 存在却什么也不是：说清两种合格的样子
     raise ValueError(
         f"{path} is neither a model directory ({CONFIG_FILE}, {WEIGHTS_FILE}) "
         f"nor a run with a whole {STEP_PATTERN} checkpoint"
     )
+
+
+def refuse_pickles(path: Path) -> None:
+    """只有 pickle 存的权重（.bin、.pt……）：不打开，说清为什么、怎么办。
+
+    打开一个 pickle，就是运行写它的人放进去的代码；所以连「试着读一下」也不行
+    约定：safetensors 也在的话，旁边的 pickle 不理会就是了
+    错误：path 自己是这样的文件，或目录里只有这样的权重 → ValueError，写明是哪个文件
+    """
+    if path.is_dir():
+        if (path / WEIGHTS_FILE).is_file():
+            return
+        # 排好序：同一个目录每次都说同一个文件
+        found = sorted(file for file in path.iterdir() if file.suffix in PICKLE_ENDINGS)
+    else:
+        # 直接给了一个文件：以后缀判断，绝不打开来看
+        found = [path] if path.is_file() and path.suffix in PICKLE_ENDINGS else []
+    if found:
+        raise ValueError(
+            f"{found[0]} is a pickle, which can run code when it is opened; this program never "
+            f"opens one. Ask its author for {WEIGHTS_FILE}, or convert it where it cannot do harm"
+        )
 
 
 def validation_loss(step: Path) -> float:

@@ -131,8 +131,8 @@ class TokenShard:
         # ③ 编号：写的时候已经逐个看过，内容又由 SHA-256 担保，只需比一个数
         if max_id >= vocab_size:
             raise ValueError(f"{path} holds token id {max_id}, but its vocabulary is {vocab_size}")
-        # ④ 文档起点；allow_pickle=False：数据文件绝不能执行代码
-        starts = np.load(directory / f"{split}.documents.npy", allow_pickle=False)
+        # ④ 文档起点
+        starts = _read_starts(directory / f"{split}.documents.npy")
         shard = cls(path, dtype, vocab_size, starts)
         shard.n_bytes, shard.tokenizer_fingerprint = n_bytes, tokenizer
         shard.fingerprint = str(listed["sha256"])
@@ -207,6 +207,25 @@ class TokenShard:
 
     def __len__(self) -> int:
         return self.n_tokens
+
+
+def _read_starts(path: Path) -> np.ndarray:
+    """读文档的起点：一维的整数数组。
+
+    只认 .npy 的格式，且 allow_pickle=False：np.load 见到 zip 或 pickle 会换一种读法，
+    数据文件却绝不能执行代码；它的报错又劝人「放心就打开 allow_pickle」，所以换成自己的话
+    错误：不是这样的文件 → ValueError，写明是哪个
+    """
+    try:
+        with open(path, "rb") as file:
+            starts = np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError) as error:
+        if "pickle" in str(error):
+            error = ValueError("it holds Python objects, which could run code")
+        raise ValueError(f"{path} is not an array of integers: {error}") from None
+    if starts.ndim != 1 or starts.dtype.kind not in "iu":
+        raise ValueError(f"{path} is not an array of integers: {starts.ndim}-d {starts.dtype}")
+    return starts
 
 
 def _checked_size(path: Path, dtype: np.dtype) -> int:
