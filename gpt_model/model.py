@@ -41,12 +41,14 @@ from foundation.checks import check_choice
 from foundation.demonstration import run_demo
 from gpt_model.config import GPTConfig, preset
 from gpt_model.initialization import initialize_weights
+from gpt_model.chunked_loss import chunked_loss
 from gpt_model.inputs import build_mask, check_inputs, real_positions
 from gpt_model.loss import language_modeling_loss
 from transformer_basics.attention import CausalSelfAttention
 from transformer_basics.embeddings import LearnedPositions, SinusoidalPositions, TokenEmbedding
 from transformer_basics.kv_cache import GrowingCache, ModelCache, StaticCache
 from transformer_basics.layers import NORMS, FeedForward, LayerNorm, TransformerBlock
+from transformer_basics.linear import Linear
 from transformer_basics.rotary import RotaryEmbedding
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ __all__ = ["GPT", "GPTOutput"]
 class GPTOutput(NamedTuple):
     """一次前向的结果；像元组一样拆开用：logits, loss = model(ids, targets)。"""
 
-    logits: Tensor  # (B, T, V)，还不是概率：softmax 之后才是
+    logits: Tensor  # (B, T, V)，还不是概率：softmax 之后才是；need_logits=False 时是空的
     loss: Tensor | None  # 标量；没给 targets 就是 None
 
 
@@ -94,7 +96,7 @@ class GPT(nn.Module):
         # ③ Post-LN 的每个块已经以归一化收尾，最后不再需要一次
         #    Pre-LN 的残差一路只加不减，不归一化就直接打分会太大
         self.final_norm = self._build_norm() if config.norm_position == "pre" else nn.Identity()
-        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             # 同一个 Parameter 挂在两处：梯度自动相加，小模型省下一大块参数
             self.lm_head.weight = self.token_embedding.weight
@@ -153,6 +155,7 @@ class GPT(nn.Module):
         last_only: bool = False,  # 只要最后一个位置的分数（生成时）
         ignore_index: int = -100,
         reduction: str = "mean",
+        need_logits: bool = True,  # 假：只要损失，不必有整张打分表（训练时）
     ) -> GPTOutput:
         r"""给每个位置的下一个词打分；给了 targets 就顺便算损失。
 
@@ -184,7 +187,14 @@ class GPT(nn.Module):
         # ④ 归一化，再与每个词的向量做内积；生成时只要最后一个位置，省去其余的大乘法
         if last_only:
             x = x[:, -1:]  # (B, 1, D)
-        logits = self.lm_head(self.final_norm(x))  # (B, T, V)
+        x = self.final_norm(x)
+        #    只要损失时，V 个分用完就扔：一段一段算，见 chunked_loss.py
+        #    lm_head 装了 LoRA 或量化过的，走下面的老路
+        brief = not (need_logits or last_only) and reduction != "none"
+        if targets is not None and brief and type(self.lm_head) is Linear:
+            loss = self._loss_in_chunks(x, targets, ignore_index, reduction)
+            return GPTOutput(x.new_empty(0), loss)
+        logits = self.lm_head(x)  # (B, T, V)
         if c.logit_softcap is not None:
             # 平滑地限幅：分数再大也只趋近 ±cap，训练后期不会冲得太高
             logits = c.logit_softcap * torch.tanh(logits / c.logit_softcap)
@@ -198,6 +208,16 @@ class GPT(nn.Module):
             logits, targets, ignore_index=ignore_index, reduction=reduction
         )
         return GPTOutput(logits, loss)
+
+    def _loss_in_chunks(
+        self, x: Tensor, targets: Tensor, ignore_index: int, reduction: str
+    ) -> Tensor:
+        """与老路同一个损失，只是不产生整张 logits；x 是归一化之后的 (B, T, D)。"""
+        weight, cap = self.lm_head.weight, self.config.logit_softcap
+        total = chunked_loss(
+            x.flatten(0, 1), weight, targets.flatten(), ignore_index=ignore_index, softcap=cap
+        )
+        return total if reduction == "sum" else total / (targets != ignore_index).sum()
 
     def _embed(self, ids: Tensor, positions: Tensor | None, start: int) -> Tensor:
         """词向量，加上（如果有）位置向量，训练时再 dropout。

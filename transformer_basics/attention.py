@@ -50,6 +50,7 @@ from transformer_basics.fast_attention import fast_attention
 from transformer_basics.heads import head_layout, merge_heads, repeat_heads, split_heads
 from transformer_basics.kv_cache import GrowingCache, KVCache
 from transformer_basics.layers import RMSNorm
+from transformer_basics.linear import Linear, project_together
 from transformer_basics.masks import attention_mask, causal_mask, check_mask
 from transformer_basics.rotary import RotaryEmbedding, rotate
 
@@ -213,10 +214,10 @@ class CausalSelfAttention(nn.Module):
         self.dropout = check_float("dropout", dropout, 0.0, exclusive_maximum=1.0)
         self.implementation = check_choice("implementation", implementation, ("fast", "lesson"))
         # q、k、v 各有各的矩阵：导入 Llama、Qwen 的权重只需改名；LoRA 也能只改其中一个
-        self.q_proj = nn.Linear(dim, n_heads * self.head_dim, bias=qkv_bias)
-        self.k_proj = nn.Linear(dim, self.n_kv_heads * self.head_dim, bias=qkv_bias)
-        self.v_proj = nn.Linear(dim, self.n_kv_heads * self.head_dim, bias=qkv_bias)
-        self.out_proj = nn.Linear(n_heads * self.head_dim, dim, bias=proj_bias)
+        self.q_proj = Linear(dim, n_heads * self.head_dim, bias=qkv_bias)
+        self.k_proj = Linear(dim, self.n_kv_heads * self.head_dim, bias=qkv_bias)
+        self.v_proj = Linear(dim, self.n_kv_heads * self.head_dim, bias=qkv_bias)
+        self.out_proj = Linear(n_heads * self.head_dim, dim, bias=proj_bias)
         self.q_norm = RMSNorm(self.head_dim, norm_eps) if qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, norm_eps) if qk_norm else None
         self.rotary = rotary
@@ -263,9 +264,10 @@ class CausalSelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """从 x 到打分之前：x (B, T, D) → Q (B, H, T, d)、K 与 V (B, G, S, d)。"""
         # ① 投影并拆头；键值头可以比查询头少
-        query = split_heads(self.q_proj(x), self.n_heads)  # (B, H, T, d)
-        key = split_heads(self.k_proj(x), self.n_kv_heads)  # (B, G, T, d)
-        value = split_heads(self.v_proj(x), self.n_kv_heads)  # (B, G, T, d)
+        projected = project_together(x, (self.q_proj, self.k_proj, self.v_proj))
+        query = split_heads(projected[0], self.n_heads)  # (B, H, T, d)
+        key = split_heads(projected[1], self.n_kv_heads)  # (B, G, T, d)
+        value = split_heads(projected[2], self.n_kv_heads)  # (B, G, T, d)
         # ② 先归一化、再旋转：旋转不改变长度，次序反过来 γ 就会打乱角度
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)

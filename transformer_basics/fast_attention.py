@@ -34,7 +34,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foundation.demonstration import run_demo
+from transformer_basics.blocked_attention import blocked_attention
 from transformer_basics.heads import repeat_heads
+from transformer_basics.linear import SPEED_UPS
 from transformer_basics.masks import causal_mask
 
 __all__ = ["fast_attention"]
@@ -69,6 +71,9 @@ def fast_attention(
         elif n_new == n_keys and (window is None or window >= n_keys):
             # ② 方阵：左上角就是右下角，可以放心用 is_causal
             causal = True
+            #    CPU 上的 bf16 训练：库的反向慢，换成分块的矩阵乘法
+            if not dropout_p and trains_in_half_on_cpu(query):
+                return blocked_attention(query, key, value)
         else:
             # ③ 其余的（缓存之后又来一段、方阵带窗口）自己画掩码
             mask = causal_mask(n_new, n_keys, window=window, device=query.device)
@@ -89,6 +94,17 @@ def fast_attention(
         dropout_p=dropout_p,
         is_causal=causal,
         enable_gqa=n_heads != n_kv_heads,
+    )
+
+
+def trains_in_half_on_cpu(query: Tensor) -> bool:
+    """blocked_attention.py 比库快的那种情形：CPU、16 位、要求导、没有编译。"""
+    return (
+        query.dtype is torch.bfloat16
+        and query.device.type == "cpu"
+        and query.requires_grad
+        and SPEED_UPS["blocked"]
+        and not torch.compiler.is_compiling()
     )
 
 

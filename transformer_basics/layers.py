@@ -53,6 +53,7 @@ from transformer_basics.activations import (
     silu,
 )
 from transformer_basics.kv_cache import KVCache
+from transformer_basics.linear import Linear
 
 __all__ = ["NORMS", "FeedForward", "LayerNorm", "RMSNorm", "TransformerBlock"]
 __all__ += ["ACTIVATIONS", "LESSON_ACTIVATIONS", "gelu", "gelu_tanh", "relu_squared", "silu"]
@@ -167,9 +168,9 @@ class FeedForward(nn.Module):
         self.activation = check_choice("activation", activation, ACTIVATIONS)
         self.dropout = check_float("dropout", dropout, 0.0, exclusive_maximum=1.0)
         # 名字与 Llama、Qwen 的权重一致，导入时不用翻译
-        self.up_proj = nn.Linear(dim, ffn_dim, bias=bias)  # D → F
-        self.gate_proj = nn.Linear(dim, ffn_dim, bias=bias) if gated else None  # D → F
-        self.down_proj = nn.Linear(ffn_dim, dim, bias=bias)  # F → D
+        self.up_proj = Linear(dim, ffn_dim, bias=bias)  # D → F
+        self.gate_proj = Linear(dim, ffn_dim, bias=bias) if gated else None  # D → F
+        self.down_proj = Linear(ffn_dim, dim, bias=bias)  # F → D
         self.implementation = "fast"
 
     def forward(self, x: Tensor) -> Tensor:

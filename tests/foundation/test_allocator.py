@@ -1,0 +1,49 @@
+"""Freed memory stays with the process where glibc's malloc is; nowhere does it fail."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from foundation import allocator
+
+COUNT_FAULTS = """
+import resource, sys, torch
+from foundation.allocator import keep_freed_memory
+if "keep" in sys.argv:
+    assert keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(15):  # until the heap has found its shape
+    torch.ones(16_000_000)
+before = faults()
+for _ in range(10):
+    torch.ones(16_000_000)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_a_repeated_allocation_faults_its_pages_once(monkeypatch):
+    for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    counts = {
+        word: int(subprocess.check_output([sys.executable, "-c", COUNT_FAULTS, word], text=True))
+        for word in ("keep", "plain")
+    }
+    # 64 MB in pages of 4 KB, ten times over or once
+    assert counts["plain"] > 100_000
+    assert counts["keep"] < counts["plain"] / 5
+
+
+def test_a_setting_of_the_user_is_kept(monkeypatch):
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "7")
+    monkeypatch.setattr(allocator.ctypes, "CDLL", None)  # would fail if it were asked
+    assert allocator.keep_freed_memory() is False
+
+
+def test_elsewhere_nothing_happens(monkeypatch):
+    monkeypatch.setattr(allocator.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(allocator.ctypes, "CDLL", None)
+    assert allocator.keep_freed_memory() is False
