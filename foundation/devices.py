@@ -14,6 +14,7 @@ __all__ = [
     "PRECISIONS",
     "autocast_context",
     "available_memory_bytes",
+    "multiplies_bf16",
     "pick_device",
     "resolve_precision",
     "seed_everything",
@@ -47,18 +48,28 @@ def pick_device(name: str = "auto") -> torch.device:
 def resolve_precision(name: str, device: torch.device) -> str:
     """Turn "auto" into what is safe and fast on `device`; refuse what cannot work there.
 
-    auto: bf16 on a CUDA device that computes it natively; fp32 elsewhere, because eager bf16
-    autocast makes small models slower on CPUs (docs say how to measure it on your own).
+    auto: bf16 where the device multiplies it natively (CUDA from Ampere on, CPUs with AVX512-BF16
+    or AMX: several times faster there), fp32 elsewhere.
     """
     check_choice("precision", name, PRECISIONS)
     if name == "auto":
-        native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        return "bf16" if native else "fp32"
+        return "bf16" if multiplies_bf16(device) else "fp32"
     if name == "fp16" and device.type != "cuda":
         raise ValueError(
             f"precision 'fp16' needs a CUDA device, got {device.type}; use bf16 or fp32"
         )
     return name
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Tell whether `device` has instructions for bf16 products, not an emulation of them."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # torch has no public question for this; where the private one is missing: no
+        known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        return bool(known is not None and known())
+    return False
 
 
 def autocast_context(precision: str, device: torch.device) -> AbstractContextManager[object]:

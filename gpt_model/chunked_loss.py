@@ -21,7 +21,8 @@ $$\frac{\partial L}{\partial z} = p - y, \qquad
 什么时候没有用：V 很小（字符模型，65 个词）时一段就是全部，省不下内存，也不慢；
 要看 logits 本身时（生成、蒸馏）走 loss.py 的老路；lm_head 装了 LoRA 或量化过，也走老路。
 
-论文：Wijmans 等 2024《Cut Your Losses》(arXiv:2411.09009)；Hsu 等 2024 Liger Kernel (arXiv:2410.10989)
+论文：Wijmans 等 2024《Cut Your Losses》(arXiv:2411.09009)；
+      Hsu 等 2024《Liger Kernel》(arXiv:2410.10989)
 
 改哪里：一段多大 → CHUNK_BYTES；分数的限幅（logit softcap）→ _slope_of 里的那几行。
 """
@@ -179,12 +180,17 @@ def demo() -> None:
     def chunked() -> Tensor:
         return chunked_loss(x, weight, targets, softcap=20.0)
 
+    kept: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        """autograd 要存一个张量时叫它：记下有多少字节。"""
+        kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
     results = []
     for name, compute in (("整张", whole), ("分段", chunked)):
-        kept: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: (kept.append(t.numel() * t.element_size()), t)[1], lambda t: t
-        ):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             loss = compute()
         results.append([loss.detach(), *torch.autograd.grad(loss, (x, weight))])
         print(f"{name}：损失 {loss.item():.4f}，为反向存了 {sum(kept) / 1e6:.1f} MB")

@@ -39,9 +39,9 @@ from torch import Tensor, nn
 
 from foundation.checks import check_choice
 from foundation.demonstration import run_demo
+from gpt_model.chunked_loss import chunked_loss
 from gpt_model.config import GPTConfig, preset
 from gpt_model.initialization import initialize_weights
-from gpt_model.chunked_loss import chunked_loss
 from gpt_model.inputs import build_mask, check_inputs, real_positions
 from gpt_model.loss import language_modeling_loss
 from transformer_basics.attention import CausalSelfAttention

@@ -41,6 +41,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from foundation.allocator import keep_freed_memory
 from foundation.demonstration import run_demo
 from foundation.devices import pick_device, resolve_precision, seed_everything
 from tokenization.tokenizer import Tokenizer
@@ -88,6 +89,8 @@ class Trainer:
         # ① 配置里的 "auto" 在这里定下来，后面的人只看到真正用的值
         self.config = config = config or TrainConfig()
         self.device = pick_device(config.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()  # 每步要的内存一样多：留着用，省下几十万次缺页
         self.precision = resolve_precision(config.precision, self.device)  # fp32、bf16 或 fp16
         # ② 先搬模型，再建优化器：优化器认的是搬过去之后的参数
         self.model = model.to(self.device)

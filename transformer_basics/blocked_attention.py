@@ -138,9 +138,7 @@ def blocked_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         key = key.repeat_interleave(heads // groups, dim=1)
         value = value.repeat_interleave(heads // groups, dim=1)
     flat = (batch * heads, length, size)
-    output = _BlockedAttention.apply(
-        query.reshape(flat), key.reshape(flat), value.reshape(flat)
-    )
+    output = _BlockedAttention.apply(query.reshape(flat), key.reshape(flat), value.reshape(flat))
     return output.view(batch, heads, length, size)  # type: ignore[no-any-return]
 
 

@@ -19,8 +19,16 @@ def test_devices_that_are_not_there_are_refused_by_name():
             pick_device(name)
 
 
+@pytest.mark.parametrize(("native", "chosen"), [(True, "bf16"), (False, "fp32"), (None, "fp32")])
+def test_auto_precision_on_a_cpu_follows_its_instructions(native, chosen, monkeypatch):
+    if native is None:  # a torch that cannot tell
+        monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
+    assert resolve_precision("auto", CPU) == chosen
+
+
 def test_precision_on_a_cpu():
-    assert resolve_precision("auto", CPU) == "fp32"
     assert resolve_precision("bf16", CPU) == "bf16"
     with pytest.raises(ValueError, match="'fp16' needs a CUDA device, got cpu"):
         resolve_precision("fp16", CPU)

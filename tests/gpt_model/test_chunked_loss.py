@@ -59,9 +59,7 @@ def test_any_chunks_give_the_loss_and_gradients_of_the_whole(
 
 def test_bf16_is_as_exact_as_autocast():
     x, weight, targets = tensors(200, 999, torch.float32)
-    exact = torch.autograd.grad(
-        whole(x.double(), weight.double(), targets), (x, weight)
-    )
+    exact = torch.autograd.grad(whole(x.double(), weight.double(), targets), (x, weight))
     errors = []
     for compute in (chunked_loss, lambda x, w, t: whole(x, w, t)):
         with torch.autocast("cpu", torch.bfloat16):

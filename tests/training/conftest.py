@@ -85,7 +85,7 @@ def make_trainer(tiny_model):
         return Trainer(
             model or tiny_model(),
             batches or TokenBatches(TOKENS[:500], 4, 8, seed=seed),
-            config=TrainConfig(device="cpu", **settings),
+            config=TrainConfig(**{"device": "cpu", "precision": "fp32", **settings}),
             hooks=hooks,
             run_dir=run_dir,
             **options,

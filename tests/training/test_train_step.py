@@ -202,7 +202,9 @@ def test_counts_may_be_tensors(tiny_model, same_weights):
 def test_bf16_keeps_the_weights_in_fp32_and_learns(tiny_model):
     model = tiny_model(dropout=0.0)
     seen = []
-    model.lm_head.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    model.blocks[0].attention.out_proj.register_forward_hook(
+        lambda *args: seen.append(args[2].dtype)
+    )
     step = make_step(model, pieces_of(padded_rows(8), 8), precision="bf16", overfit_one_batch=True)
     losses = [step(number).loss for number in range(40)]
     assert losses[-1] < 0.7 * losses[0]
