@@ -64,6 +64,7 @@ def chunked_loss(
     if not bool(counted.all()):
         rows = counted.nonzero()[:, 0]
         x, targets = x[rows], targets[rows]
+    # ② 用什么类型乘：听 autocast 的；之后它就不该再插手，类型都由这里写明
     if mixed_precision_here(x) or torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
     else:
@@ -73,7 +74,11 @@ def chunked_loss(
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """前向：损失，以及（要求导时）两个梯度；反向：乘上传来的数，交出去。"""
+    """前向：损失，以及（要求导时）两个梯度；反向：乘上传来的数，交出去。
+
+    autograd 通常是前向记下要用的东西，反向再算；这里反过来，前向就算完，因为要用的东西（整张
+    p）比算出来的结果大得多
+    """
 
     @staticmethod
     def forward(
@@ -84,14 +89,15 @@ class _ChunkedLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         grad_x = torch.empty_like(x) if need_x else None
         grad_weight: Tensor | None = None
+        # ③ 一段有几行：由 V 决定；词表小，一段就是全部
         vocab = len(weight)
         rows = max(1, CHUNK_BYTES // (vocab * half.element_size()))
         for first in range(0, len(x), rows):
             some = half[first : first + rows]  # (m, D)
-            # ② 这一段的分数，就地变成 ∂L/∂z
+            # ④ 这一段的分数，就地变成 ∂L/∂z
             z = product(some, table.t())  # (m, V)
             total += _slope_of(z, targets[first : first + rows], softcap)
-            # ③ 立刻乘成两个梯度；z 用完就放掉
+            # ⑤ 立刻乘成两个梯度；z 用完就放掉，下一段用同一块内存
             if grad_x is not None:
                 grad_x[first : first + rows] = _times(z, table)
             if need_weight:
@@ -106,8 +112,10 @@ class _ChunkedLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: Tensor) -> Any:
         gradients, ctx.gradients = ctx.gradients, None
+        # 交出去之后就没有了：再反向一次要重新前向
         if gradients is None:
             raise RuntimeError("the chunked loss keeps its gradients for one backward only")
+        # 在 GPU 上取一个数要停下来等，不如直接乘
         scale = float(slope) if slope.device.type == "cpu" else None
         if scale != 1.0:  # 几乎总是 1：Trainer 对「和」求导，最后才除以题数
             gradients = tuple(g if g is None else g.mul_(slope) for g in gradients)
@@ -121,6 +129,7 @@ def _slope_of(z: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
     形状：z (m, V)，targets (m,) → 标量；softmax 在 float32 里做
     """
     loss = torch.zeros((), dtype=torch.float32, device=z.device)
+    # 几十行一小块：转成 float32、log-softmax、exp，四趟都在缓存里走完
     rows = max(1, SOFTMAX_BYTES // (4 * z.shape[1]))
     for part, wanted in zip(z.split(rows), targets[:, None].split(rows), strict=True):
         scores = part.float()
@@ -129,10 +138,11 @@ def _slope_of(z: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
         log_p = torch.log_softmax(scores, dim=-1)  # (r, V)
         right = log_p.gather(1, wanted)  # (r, 1)
         loss -= right.sum()
-        slope = log_p.exp_()
+        slope = log_p.exp_()  # p，就地
         # 正确的那一格减 1：在 float32 里减，p 接近 1 时差才留得住
         slope.scatter_(1, wanted, right.exp() - 1.0)
         if softcap is not None:
+            # 限幅的导数：分数越靠近 ±c，梯度越小
             slope *= 1.0 - (scores / softcap).square()
         part.copy_(slope)
     return loss
@@ -143,8 +153,10 @@ def _times(z: Tensor, table: Tensor) -> Tensor:
 
     形状：(m, V) @ (V, D) → (m, D)
     """
+    # float32 时乘法自己就累加得准；词表小时一次乘完
     if z.dtype is torch.float32 or len(table) <= WEIGHT_ROWS:
         return z @ table
+    # 几万项相加，每 8192 项落一次 bf16 太粗：段与段之间用 float32
     total = torch.zeros(len(z), table.shape[1], dtype=torch.float32, device=z.device)
     for first in range(0, len(table), WEIGHT_ROWS):
         total += product(z[:, first : first + WEIGHT_ROWS], table[first : first + WEIGHT_ROWS])
@@ -156,21 +168,27 @@ def _add_outer(total: Tensor | None, z: Tensor, x: Tensor, weight: Tensor) -> Te
 
     形状：(V, m) @ (m, D) → (V, D)，与权重同类型
     """
+    # 只有一段、类型又相同（float32 的小模型）：一个乘法就是答案
     if total is None and z.dtype == weight.dtype:
         return z.t() @ x
+    # 逐段写进同一块内存，从不产生第二张词表那么大的梯度
     result = torch.empty_like(weight) if total is None else total
     for first in range(0, len(weight), WEIGHT_ROWS):
         part = z[:, first : first + WEIGHT_ROWS].t() @ x  # (几行, D)
+        # copy_ 与 add_ 顺便转类型，不产生中间的 float32
         target = result[first : first + WEIGHT_ROWS]
         target.copy_(part) if total is None else target.add_(part)
     return result
 
 
 def demo() -> None:
-    """与整张算的比损失、比梯度；量两种算法的反向各要存多少字节。"""
+    """与整张算的比损失、比梯度；量两种算法的反向各要存多少字节。
+
+    带着限幅与没有标签的行一起比：单独都对、合起来错的写法，这里才看得出
+    """
     x = torch.randn(300, 64, requires_grad=True)
     weight = (0.3 * torch.randn(5000, 64)).requires_grad_()
-    targets = torch.randint(5000, (300,))
+    targets = torch.randint(5000, (300,))  # 随便的答案：只比两种算法，不学什么
     targets[::3] = -100  # 三分之一没有标签
 
     def whole() -> Tensor:
@@ -197,7 +215,7 @@ def demo() -> None:
     for name, a, b in zip(("损失", "∂L/∂x", "∂L/∂W"), *results, strict=True):
         error = float((a - b).norm() / b.norm())
         print(f"  {name} 相对误差 {error:.1e}")
-        assert error < 1e-5
+        assert error < 1e-5  # 只差加法的次序
 
 
 if __name__ == "__main__":

@@ -190,6 +190,7 @@ class GPT(nn.Module):
         x = self.final_norm(x)
         #    只要损失时，V 个分用完就扔：一段一段算，见 chunked_loss.py
         #    lm_head 装了 LoRA 或量化过的，走下面的老路
+        #    reduction="none" 要的是每个位置的损失，也走老路
         brief = not (need_logits or last_only) and reduction != "none"
         if targets is not None and brief and type(self.lm_head) is Linear:
             loss = self._loss_in_chunks(x, targets, ignore_index, reduction)

@@ -98,12 +98,16 @@ def fast_attention(
 
 
 def trains_in_half_on_cpu(query: Tensor) -> bool:
-    """blocked_attention.py 比库快的那种情形：CPU、16 位、要求导、没有编译。"""
+    """blocked_attention.py 比库快的那种情形：CPU、16 位、要求导、没有编译。
+
+    不求导时（评估、生成）库的前向不慢，还省内存；编译之后，库的核由编译器安排
+    约定：只看张量的类型与状态，不碰数据
+    """
     return (
         query.dtype is torch.bfloat16
         and query.device.type == "cpu"
         and query.requires_grad
-        and SPEED_UPS["blocked"]
+        and SPEED_UPS["blocked"]  # 关掉它，就量得出它值多少
         and not torch.compiler.is_compiling()
     )
 

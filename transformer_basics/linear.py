@@ -69,6 +69,7 @@ def without(*names: str) -> Iterator[None]:
 def mixed_precision_here(x: Tensor) -> bool:
     """现在是不是「CPU 上、bf16 自动混合精度、要求导、没有编译」。
 
+    不求导时（评估、生成）autocast 会把转好的权重留着用，不比这里慢
     约定：只看状态，不碰数据；不是这种情形就用库的算子，结果一样，只是各走各的快路
     """
     return (
@@ -85,6 +86,7 @@ def pieces_of(rows: int, columns: int) -> int:
     """输出 (rows, columns) 该切成多宽的一段；返回 columns 就是不切。"""
     if not SPEED_UPS["pieces"]:
         return columns
+    # 只看形状，不看时间：同样的形状总是同样的切法，结果才可重现
     if columns >= WIDE_COLUMNS:
         return WIDE_PIECE
     low, high = NARROW_COLUMNS
@@ -101,6 +103,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     width = pieces_of(left.shape[0], columns)
     if width >= columns:
         return left @ right
+    # 每段都够宽，乘法本身不会变慢；够窄，库才肯让两个核各做一份
     output = left.new_empty(left.shape[0], columns)
     for part, piece in zip(output.split(width, dim=1), right.split(width, dim=1), strict=True):
         torch.mm(left, piece, out=part)  # 写进视图，不再拼接
@@ -108,7 +111,11 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 class _MixedLinear(torch.autograd.Function):
-    """几个同输入的线性层一起算：前向、反向都在 bf16 里乘，梯度交出 float32。"""
+    """几个同输入的线性层一起算：前向、反向都在 bf16 里乘，梯度交出 float32。
+
+    形状：x (…, K)，第 i 层的权重 (Nᵢ, K) → 各 (…, Nᵢ)
+    类型：乘法的累加在核里是 float32，落到内存时舍入成 bf16；与 autocast 相同
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, n_layers: int, *parameters: Tensor | None) -> Any:
@@ -119,10 +126,10 @@ class _MixedLinear(torch.autograd.Function):
         stacked = [weight.to(torch.bfloat16) for weight in weights if weight is not None]
         weight = stacked[0] if n_layers == 1 else torch.cat(stacked)  # (ΣN, K)
         output = product(flat, weight.t())  # (M, ΣN)
-        ctx.sizes = [part.shape[0] for part in stacked]
+        ctx.sizes = [part.shape[0] for part in stacked]  # 反向时照此切开
         ctx.has_bias, ctx.input_dtype = [bias is not None for bias in biases], x.dtype
         ctx.save_for_backward(flat, weight)
-        # ② 各层取回自己的那几列；加偏置
+        # ② 各层取回自己的那几列（视图，不复制）；加偏置
         parts = output.view(*x.shape[:-1], -1).split(ctx.sizes, dim=-1)
         for part, bias in zip(parts, biases, strict=True):
             if bias is not None:
@@ -136,13 +143,16 @@ class _MixedLinear(torch.autograd.Function):
         joined = gradients[0] if len(gradients) == 1 else torch.cat(gradients, dim=-1)
         slope = joined.reshape(-1, joined.shape[-1])  # G (M, ΣN)
         grad_x: Tensor | None = None
+        # 第一层的输入可以不要梯度；别的层都要，误差才传得下去
         if ctx.needs_input_grad[0]:
             grad_x = product(slope, weight).view(*joined.shape[:-1], -1).to(ctx.input_dtype)
         # ④ 权重的梯度立刻变成 float32：几个微批次要在 float32 里累加，bf16 加多了会停住
         grad_weights: list[Tensor | None] = [None] * len(ctx.sizes)
         if any(ctx.needs_input_grad[2 : 2 + len(ctx.sizes)]):
+            # 冻结的（LoRA 的底座）不必算，省下三分之一的乘法
             whole = slope.t() @ flat  # (ΣN, K)
             grad_weights = [part.float() for part in whole.split(ctx.sizes)]
+        # ⑤ 偏置加在每个词元上，梯度就是所有词元的和
         grad_biases: list[Tensor | None] = [None] * len(ctx.sizes)
         if any(ctx.has_bias):
             sums = slope.sum(dim=0).float().split(ctx.sizes)
@@ -166,23 +176,30 @@ def project_together(x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
     公式：[xW₁ᵀ | xW₂ᵀ | …] = x·[W₁; W₂; …]ᵀ
     约定：有一层不是本页的 Linear（装了 LoRA、量化过），就全都逐个算，结果相同
     """
+    # 只认 Linear 本身，不认它的子类与包装：别人可能改了算法
     together = [layer for layer in layers if type(layer) is Linear]
     joined = len(together) == len(layers) and SPEED_UPS["joined"] and mixed_precision_here(x)
     if len(layers) == 1 or not joined or any(y.weight.dtype is not torch.float32 for y in together):
         return [layer(x) for layer in layers]
+    # 只有一层时没有可叠的；到了这里，至少两层，都是 float32 的权重
+    # 次序就是调用者给的次序：先权重、后偏置，反向交回梯度时也照此排
     weights = [layer.weight for layer in together]
     biases = [layer.bias for layer in together]
     return list(_MixedLinear.apply(x, len(together), *weights, *biases))
 
 
 def demo() -> None:
-    """与库比输出与梯度，再看叠着算、切开算各省了多少。"""
+    """与库比输出与梯度，再看叠着算、切开算各省了多少。
+
+    先对再快：两条路的梯度都与 float64 的公式比，误差要在同一个量级
+    """
     import time
 
     # ① 三个层看同一个 x：写出来的与 autocast 比
     layers = [Linear(96, n) for n in (96, 32, 32)]  # 分组查询：k、v 比 q 窄
     x = torch.randn(4, 50, 96, requires_grad=True)
 
+    # 关掉几个提速，重算一遍同样的梯度
     def gradients(*off: str) -> list[Tensor]:
         with without(*off), torch.autocast("cpu", torch.bfloat16):
             outputs = project_together(x, layers)
@@ -190,7 +207,9 @@ def demo() -> None:
         wanted = [x, *(layer.weight for layer in layers), *(layer.bias for layer in layers)]
         return list(torch.autograd.grad(loss, wanted))
 
+    # 相对误差 = ‖差‖ / ‖真值‖；bf16 的一次舍入约千分之二
     print("① 三个线性层的七个梯度，与 float32 的公式相比（相对误差）：")
+    # 标准答案：同样的数，用 float64 照公式算
     exact = [x.double().detach().requires_grad_()]
     exact += [p.detach().double().requires_grad_() for p in (y.weight for y in layers)]
     exact += [p.detach().double().requires_grad_() for p in (y.bias for y in layers)]
@@ -206,18 +225,22 @@ def demo() -> None:
         assert max(errors) < 0.02
 
     # ② 切开算：同一个乘法，同一台机器，只是分几次
+    # 这个形状就是 gpt2 里注意力输出那一层的
     left, right = torch.randn(1024, 768).bfloat16(), torch.randn(768, 768).bfloat16()
     times: dict[str, list[float]] = {"整个": [], "切开": []}
     for _ in range(15):  # 交替着量，机器忙起来时两边一起慢
+        # 两种轮流先后，谁也不总占便宜
         for name, whole in (("整个", True), ("切开", False)):
             with without(*["pieces"] * whole):
                 began = time.perf_counter()
                 product(left, right)
                 times[name].append(time.perf_counter() - began)
+    # 取最快的一次：慢的那些多半是别的程序在抢
     for name, values in times.items():
         print(f"② 1024×768 乘 768×768，{name}算：{1e3 * min(values):.2f} 毫秒")
     with without("pieces"):
         uncut = product(left, right)
+    # 每个数的加法次序不变，多半一位不差；库若换了核，也只差一两格
     gap = float((uncut.float() - product(left, right).float()).abs().max())
     print(f"   两种算法的结果最多差 {gap:.3g}（数的大小约 28，bf16 的一格是 0.125）")
     assert gap <= 0.5
