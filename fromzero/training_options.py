@@ -63,6 +63,10 @@ class ModelOptions:
     """a JSON object, for example {"kind": "yarn", "factor": 4}"""
     sliding_window: MaybeInt = None
     """each token sees this many tokens; without it all earlier ones"""
+    token_shift: MaybeBool = None
+    """mix the previous token's embedding into each token's"""
+    bigram_rows: MaybeInt = None
+    """rows of a hashed table of embeddings for (previous, this) pairs"""
     activation: MaybeText = None
     """gelu, gelu_tanh, relu, relu2 or silu"""
     gated_ffn: MaybeBool = None
@@ -79,6 +83,8 @@ class ModelOptions:
     """the share of activations dropped in training"""
     init_std: MaybeFloat = None
     """the standard deviation of fresh weights"""
+    zero_init: MaybeBool = None
+    """projections that write into the residual stream start at zero"""
 
     def to_config(self, preset_name: str, file: Path | None) -> GPTConfig:
         """Change a preset by a JSON file, then by these options; every value is checked."""

@@ -80,6 +80,8 @@ class GPTConfig:
     rope_theta: float = 10000.0  # 旋转的底数，越大最慢的频率越慢
     rope_scaling: RopeScaling | None = None  # 把训练时的上下文拉长的办法
     sliding_window: int | None = None  # 只看最近这么多个词元；None 表示全看
+    token_shift: bool = False  # 词向量里掺进前一个词元的，见 previous_token.py
+    bigram_rows: int | None = None  # 「前一个与这一个」的嵌入表有几行；None 表示没有
 
     # ── 前馈与偏置 ──────────────────────────────────────────────────────
     activation: str = "gelu_tanh"  # GPT-2 用的是 GELU 的 tanh 近似
@@ -92,12 +94,13 @@ class GPTConfig:
     logit_softcap: float | None = None  # c·tanh(logits / c)：分数不会超过 ±c
     dropout: float = 0.0  # 大语料只看一两遍时不需要；小语料反复看才有用
     init_std: float = 0.02  # 权重初始化的标准差 σ，见 initialization.py
+    zero_init: bool = False  # 写回残差的投影从 0 开始：每个块一开始什么也不做
 
     def __post_init__(self) -> None:
         # ① 整数：bool 是 int 的子类，JSON 里的 true 必须在这里被拒绝
         for name in ("vocab_size", "max_seq_len", "dim", "n_layers", "n_heads"):
             check_int(name, getattr(self, name), 1)
-        for name in ("n_kv_heads", "head_dim", "ffn_dim", "sliding_window"):
+        for name in ("n_kv_heads", "head_dim", "ffn_dim", "sliding_window", "bigram_rows"):
             if getattr(self, name) is not None:
                 check_int(name, getattr(self, name), 1)
         # ② 小数：NaN 与无穷大会一直潜伏到训练中途，在门口就拦住
@@ -113,6 +116,8 @@ class GPTConfig:
         check_choice("position", self.position, POSITIONS)
         check_choice("activation", self.activation, ACTIVATIONS)
         for name in ("qk_norm", "gated_ffn", "qkv_bias", "proj_bias", "tie_embeddings"):
+            check_bool(name, getattr(self, name))
+        for name in ("token_shift", "zero_init"):
             check_bool(name, getattr(self, name))
         # ④ 字段之间的约束
         self._check_heads()

@@ -17,9 +17,14 @@ GPT-2 的办法只有三条：
 
 σ = 0.02 又从哪来？大约是 1/√D（D = 1600 时 0.025），让 x·W 的大小与 x 相当。
 
-论文：GPT-2, Radford et al. 2019, 2.3 节；Xavier, Glorot & Bengio 2010。
+更进一步：写回残差的投影干脆从 0 开始（zero_init）。每个块一开始什么也不加，整个模型只是
+「词向量 → 归一化 → 打分」，然后各块从无到有地长出来；开头的损失降得更快。从 0 开始学得动吗？
+学得动：W_out 的梯度是「支路的输出 × 上面传来的梯度」，支路里别的矩阵不是 0，它就不是 0。
 
-改哪里：别的初始化（零初始化输出、muP）→ initialize_weights；σ → GPTConfig.init_std。
+论文：GPT-2, Radford et al. 2019, 2.3 节；Xavier, Glorot & Bengio 2010；
+      从 0 开始的支路 — Bachlechner et al., *ReZero*, arXiv:2003.04887。
+
+改哪里：别的初始化（muP）→ initialize_weights；σ → GPTConfig.init_std。
 """
 
 from __future__ import annotations
@@ -40,10 +45,12 @@ WRITES_TO_RESIDUAL = ("out_proj", "down_proj")
 
 
 @torch.no_grad()
-def initialize_weights(model: nn.Module, std: float, n_layers: int) -> None:
+def initialize_weights(
+    model: nn.Module, std: float, n_layers: int, *, zero_residual: bool = False
+) -> None:
     """按 GPT-2 的方法就地初始化；归一化的权重建好时已经是 1，不动它。
 
-    公式：W ~ N(0, σ²)，b = 0；写回残差的投影 W ~ N(0, σ² / 2L)
+    公式：W ~ N(0, σ²)，b = 0；写回残差的投影 W ~ N(0, σ² / 2L)，zero_residual 时 W = 0
     类型：不改变 dtype 与 device；meta 设备上没有值可写，调用什么也不做
     """
     for name, module in model.named_modules():
@@ -51,7 +58,10 @@ def initialize_weights(model: nn.Module, std: float, n_layers: int) -> None:
             # 按名字认出写回残差的投影：它们在块里的位置决定了作用，与形状无关
             to_residual = name.endswith(WRITES_TO_RESIDUAL)
             scale = math.sqrt(2 * n_layers) if to_residual else 1.0
-            nn.init.normal_(module.weight, std=std / scale)
+            if to_residual and zero_residual:
+                nn.init.zeros_(module.weight)
+            else:
+                nn.init.normal_(module.weight, std=std / scale)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)  # 一开始不偏向任何一边
         elif isinstance(module, (TokenEmbedding, LearnedPositions)):

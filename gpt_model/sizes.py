@@ -59,6 +59,7 @@ class ParameterCount:
 
     token_embedding: int  # V·D
     position_embedding: int  # T·D，只有学出来的位置才有
+    previous_token: int  # 前一个词元：token_shift 的 D 个，bigram 表的 R·D 个
     attention: int  # 四个投影、偏置、q/k 归一化
     feed_forward: int  # 两个或三个矩阵、偏置
     norms: int  # 归一化的缩放与偏移
@@ -71,8 +72,8 @@ class ParameterCount:
 
     @property
     def embedding(self) -> int:
-        """词与位置的查表参数。"""
-        return self.token_embedding + self.position_embedding
+        """词、位置与前一个词元的查表参数。"""
+        return self.token_embedding + self.position_embedding + self.previous_token
 
     @property
     def non_embedding(self) -> int:
@@ -107,6 +108,7 @@ def count_parameters(config: GPTConfig) -> ParameterCount:
         # ③ 查表与收尾：共用词表时 lm_head 不另算
         token_embedding=config.vocab_size * config.dim,
         position_embedding=config.max_seq_len * config.dim if config.position == "learned" else 0,
+        previous_token=config.dim * (config.token_shift + (config.bigram_rows or 0)),
         attention=config.n_layers * attention,
         feed_forward=config.n_layers * feed_forward,
         norms=n_norms * per_norm,
@@ -180,7 +182,8 @@ def activation_values_per_token(config: GPTConfig) -> int:
     # 门控：gate、up、act(gate)、乘积四份；普通：激活前后两份（ReLU² 还留中间的 ReLU）
     n_kept = 4 if config.gated_ffn else (3 if config.activation == "relu2" else 2)
     per_block = 4 * config.dim + attention + n_kept * config.ffn_size
-    return config.n_layers * per_block + 2 * config.dim  # 末尾还有一次归一化
+    # 末尾还有一次归一化；平移要留下前一个词元的向量，求 w 的梯度用
+    return config.n_layers * per_block + (2 + config.token_shift) * config.dim
 
 
 def training_memory(

@@ -213,6 +213,27 @@ class ModelCache:
         if not layers:
             raise ValueError("a model cache needs at least one layer, got 0")
         self.layers = list(layers)
+        self._ids: Tensor | None = None  # (B, S)，只有要知道「前一个是谁」的模型才记
+
+    def last_ids(self) -> Tensor | None:
+        """缓存里最后一个词元的编号 (B, 1)；缓存是空的就是 None。
+
+        有的模型把前一个词元直接掺进词向量（见 previous_token.py），续写时要从这里取
+        """
+        if not self.length:
+            return None
+        # 别处填好的缓存没有编号，宁可停下，也不要当作「没有前一个」
+        assert self._ids is not None, "the cache was filled by a model that keeps no ids"
+        assert self._ids.shape[1] == self.length, "the ids and the keys went out of step"
+        return self._ids[:, -1:]
+
+    def remember_ids(self, ids: Tensor) -> None:
+        """记下刚喂进去的编号 (B, T)。
+
+        全记而不只记最后一个：退回（truncate）之后，最后一个就是更早的那个；
+        一个编号 8 字节，与它的 K、V 相比可以不计
+        """
+        self._ids = ids if self._ids is None else torch.cat((self._ids, ids), dim=1)
 
     @property
     def length(self) -> int:
@@ -230,16 +251,21 @@ class ModelCache:
         """每一层都按同样的行号重排。"""
         for layer in self.layers:
             layer.reorder(row_indices)
+        if self._ids is not None:
+            self._ids = self._ids.index_select(0, row_indices)
 
     def truncate(self, length: int) -> None:
-        """每一层都截到同样的长度。"""
+        """每一层都截到同样的长度；截到零，下一句的批大小可以不同。"""
         for layer in self.layers:
             layer.truncate(length)
+        if self._ids is not None:
+            self._ids = self._ids[:, :length] if length else None
 
     def reset(self) -> None:
         """清空每一层。"""
         for layer in self.layers:
             layer.reset()
+        self._ids = None
 
 
 def stepwise_equals_whole() -> None:

@@ -36,6 +36,9 @@ SMALL = {"vocab_size": 11, "max_seq_len": 8, "dim": 12, "n_layers": 2, "n_heads"
         ({"rope_scaling": RopeScaling(kind="linear", factor=2.0)}, r"needs position 'rope'"),
         ({"position": "rope", "rope_scaling": 3}, r"rope_scaling must be a RopeScaling, got 3"),
         ({"sliding_window": 0}, r"sliding_window must be an integer >= 1, got 0"),
+        ({"bigram_rows": 0}, r"bigram_rows must be an integer >= 1, got 0"),
+        ({"token_shift": 1}, r"token_shift must be true or false, got 1"),
+        ({"zero_init": None}, r"zero_init must be true or false, got None"),
     ],
 )
 def test_each_bad_value_is_named_with_its_limit(changes, message):

@@ -36,12 +36,18 @@ VARIANTS = {
     },
     "window": {"position": "rope", "sliding_window": 5},
     "softcap": {"logit_softcap": 0.5},
+    "previous token": {"position": "rope", "token_shift": True, "bigram_rows": 29},
+    "exact pairs": {"bigram_rows": 14 * 13, "tie_embeddings": False},
 }
 
 
 def build(name, seed=0, **changes):
     torch.manual_seed(seed)
     model = GPT(GPTConfig(**{**SMALL, "init_std": 0.3, **VARIANTS[name], **changes}))
+    with torch.no_grad():
+        for part in (model.token_shift, model.bigram_embedding):  # both begin at zero
+            if part is not None:
+                part.weight.normal_()
     return model.eval()
 
 
@@ -56,11 +62,12 @@ def test_the_future_never_leaks(name):
     )
     logits = model(ids).logits
     for t in range(9):
-        (gradient,) = torch.autograd.grad(
-            logits[0, t].sum() + logits[0, t, 0], captured[0], retain_graph=True
+        gradients = torch.autograd.grad(
+            logits[0, t].sum() + logits[0, t, 0], captured, retain_graph=True
         )
-        assert gradient[0, t + 1 :].abs().max() == 0 if t < 8 else True
-        assert gradient[0, t].abs().max() > 0
+        for gradient in gradients:  # the second, if any, is the previous token's embedding
+            assert gradient[0, t + 1 :].abs().max() == 0 if t < 8 else True
+        assert gradients[0][0, t].abs().max() > 0
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -96,9 +103,8 @@ def test_cached_chunks_equal_one_forward(name, kind, cuts, seed):
         # a second prompt after reset sees nothing of the first
         cache.reset()
         other = torch.randint(13, (2, 6))
-        torch.testing.assert_close(
-            model(other, cache=cache).logits, model(other).logits, atol=2e-5, rtol=1e-4
-        )
+        found = [model(piece, cache=cache).logits for piece in other.split([4, 2], 1)]
+        torch.testing.assert_close(torch.cat(found, 1), model(other).logits, atol=2e-5, rtol=1e-4)
 
 
 @settings(max_examples=40)
@@ -131,7 +137,49 @@ def test_left_padded_rows_equal_the_same_rows_alone(name, lengths, n_new):
             torch.testing.assert_close(together[i, -row.shape[1] :], alone, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "modern", "llama-like", "window"])
+def test_changed_tokens_change_nothing_before_them():
+    """Ids go in twice (this, previous): a leak through either would show here."""
+    model = build("previous token")
+    ids = torch.randint(13, (1, 9))
+    for t in range(9):
+        changed = ids.clone()
+        changed[0, t] = (changed[0, t] + 1) % 13
+        difference = (model(ids).logits - model(changed).logits).abs().amax(-1)[0]
+        assert difference[:t].eq(0).all()
+        assert (difference[t : t + 2] > 0).all()
+
+
+def test_the_previous_token_survives_truncation_and_reordering():
+    model, ids = build("previous token", n_layers=1), torch.randint(13, (2, 9))
+    for kind in ("static", "growing"):
+        cache = model.make_cache(2, kind=kind)
+        with torch.no_grad():
+            model(ids[:, :6], cache=cache)
+            cache.truncate(4)
+            model(ids[:, 4:7], cache=cache)
+            cache.reorder(torch.tensor([1, 0, 1]))
+            rows = ids[[1, 0, 1]]
+            found = model(rows[:, 7:], cache=cache).logits
+            torch.testing.assert_close(found, model(rows).logits[:, 7:], atol=2e-5, rtol=1e-4)
+            cache.truncate(0)  # another batch size from here on
+            if kind == "growing":
+                torch.testing.assert_close(
+                    model(ids[:1], cache=cache).logits, model(ids[:1]).logits
+                )
+
+
+def test_a_cache_without_ids_is_noticed():
+    plain, model = build("gpt2"), build("previous token")
+    cache = plain.make_cache(1)
+    with torch.no_grad():
+        plain(torch.zeros(1, 3, dtype=torch.long), cache=cache)
+        with pytest.raises(AssertionError, match="keeps no ids"):
+            model(torch.zeros(1, 1, dtype=torch.long), cache=cache)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "modern", "llama-like", "window", "previous token", "exact pairs"]
+)
 def test_documents_in_one_row_do_not_see_each_other(name):
     model = build(name)
     first, second = torch.randint(13, (1, 5)), torch.randint(13, (1, 6))
@@ -238,6 +286,27 @@ def test_initialization_statistics():
     # tied weights favour the token itself, so the labels must be other tokens
     ids, targets = torch.randint(1000, (2, 2, 64))
     assert model(ids, targets).loss.item() == pytest.approx(math.log(1000), abs=0.15)
+
+
+def test_zero_init_makes_every_block_do_nothing_at_first():
+    model = build("modern", zero_init=True)
+    ids = torch.randint(13, (2, 8))
+    embedded = model.final_norm(model.token_embedding(ids))
+    torch.testing.assert_close(model(ids).logits, model.lm_head(embedded))
+    model(ids, ids.roll(1)).loss.backward()
+    for block in model.blocks:  # and yet they learn
+        assert block.attention.out_proj.weight.grad.abs().max() > 0
+        assert block.feed_forward.down_proj.weight.grad.abs().max() > 0
+        assert block.attention.q_proj.weight.std() > 0.2
+
+
+def test_the_new_parts_begin_as_if_they_were_not_there():
+    torch.manual_seed(0)
+    plain = GPT(GPTConfig(**SMALL))
+    more = GPT(GPTConfig(**SMALL, token_shift=True, bigram_rows=50))
+    more.load_state_dict(plain.state_dict(), strict=False)
+    ids = torch.randint(13, (2, 8))
+    assert torch.equal(plain(ids).logits, more(ids).logits)
 
 
 def test_tied_weights_are_one_matrix_and_get_both_gradients():

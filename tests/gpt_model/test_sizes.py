@@ -65,6 +65,8 @@ def test_formula_equals_the_model_built_on_the_meta_device(name):
         qkv_bias=st.booleans(),
         proj_bias=st.booleans(),
         tie_embeddings=st.booleans(),
+        token_shift=st.booleans(),
+        bigram_rows=st.sampled_from([None, 7]),
     )
 )
 def test_formula_equals_the_model_for_any_configuration(config):
@@ -72,6 +74,14 @@ def test_formula_equals_the_model_for_any_configuration(config):
     assert count_parameters(config).total == model.num_parameters()
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
     assert matmul_parameters(config) == sum(m.weight.numel() for m in linears)
+
+
+def test_the_previous_token_is_counted_apart():
+    config = PRESETS["gpt-micro"].replace(token_shift=True, bigram_rows=100)
+    count, plain = count_parameters(config), count_parameters(PRESETS["gpt-micro"])
+    assert count.by_part()["previous_token"] == 128 + 100 * 128
+    assert count.non_embedding == plain.non_embedding
+    assert flops_per_token(config) == flops_per_token(PRESETS["gpt-micro"])  # look-ups
 
 
 def test_flops_agree_with_torch_counting_a_real_forward_and_backward():

@@ -16,6 +16,7 @@ MODELS = {
     "none": {"position": "none"},
     "rope": {"position": "rope", "norm": "rmsnorm", "qk_norm": True},
     "grouped": {"position": "rope", "n_heads": 4, "n_kv_heads": 2, "head_dim": 4},
+    "previous": {"position": "rope", "token_shift": True, "bigram_rows": 17},
     "window": {"position": "rope", "sliding_window": 3},
     "post, softcap": {"norm_position": "post", "logit_softcap": 5.0},
 }
@@ -27,7 +28,10 @@ def build(name, **changes):
     if key not in CACHE:
         torch.manual_seed(1)
         config = GPTConfig(**{**SMALL, "init_std": 0.5, **MODELS[name], **changes})
-        CACHE[key] = GPT(config).eval()
+        CACHE[key] = model = GPT(config).eval()
+        for part in (model.token_shift, model.bigram_embedding):  # both begin at zero
+            if part is not None:
+                torch.nn.init.normal_(part.weight)
     return CACHE[key]
 
 

@@ -157,6 +157,17 @@ def test_a_head_that_shares_the_embedding_is_adamws(tiny_model):
     assert all(p is not model.lm_head.weight for p in hidden)
 
 
+def test_a_table_used_twice_is_a_table_under_any_name():
+    model = nn.Module()
+    model.table, model.out = nn.Embedding(7, 6), nn.Linear(6, 7, bias=False)
+    model.inner = nn.Linear(6, 6, bias=False)
+    model.out.weight = model.table.weight
+    groups = build_optimizer(model, name="muon").param_groups
+    assert [g["hidden"] for g in groups] == [True, False]
+    assert groups[0]["params"][0] is model.inner.weight
+    assert groups[1]["params"][0] is model.table.weight
+
+
 def test_the_two_rates_follow_one_schedule():
     optimizer = build_optimizer(Network(), name="muon", learning_rate=1e-3, muon_learning_rate=2e-2)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([2e-2, 1e-3, 1e-3])
