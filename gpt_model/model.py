@@ -49,7 +49,7 @@ from transformer_basics.embeddings import LearnedPositions, SinusoidalPositions,
 from transformer_basics.kv_cache import GrowingCache, ModelCache, StaticCache
 from transformer_basics.layers import NORMS, FeedForward, LayerNorm, TransformerBlock
 from transformer_basics.linear import Linear
-from transformer_basics.previous_token import BigramEmbedding, TokenShift, previous_ids
+from transformer_basics.previous_token import PreviousToken
 from transformer_basics.rotary import RotaryEmbedding
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class GPT(nn.Module):
     """一个类，所有家族：差别全在 GPTConfig 的字段里。
 
     形状：ids (B, T) → logits (B, T, V)
-    参数名：token_embedding、position_embedding、token_shift、bigram_embedding、
+    参数名：token_embedding、position_embedding、previous_token、
            blocks.i.{attention, feed_forward, attention_norm, ffn_norm}、final_norm、lm_head；
            存盘、LoRA 与名字表都靠它们
     """
@@ -85,12 +85,12 @@ class GPT(nn.Module):
             self.position_embedding = LearnedPositions(config.max_seq_len, config.dim)
         elif config.position == "sinusoidal":
             self.position_embedding = SinusoidalPositions(config.max_seq_len, config.dim)
-        #    「前一个是谁」直接递给词向量：都从 0 开始，没有就是 None
-        self.token_shift = TokenShift(config.dim) if config.token_shift else None
-        self.bigram_embedding: BigramEmbedding | None = None
-        if config.bigram_rows is not None:
-            self.bigram_embedding = BigramEmbedding(
-                config.bigram_rows, config.vocab_size, config.dim
+        #    「前一个词元是谁」也可以直接加在词向量上（token shift 与二元词嵌入）；
+        #    两样都不要就是 None，与从前逐比特相同
+        self.previous_token: PreviousToken | None = None
+        if config.token_shift or config.bigram_rows is not None:
+            self.previous_token = PreviousToken(
+                config.vocab_size, config.dim, shift=config.token_shift, rows=config.bigram_rows
             )
         # ② L 个块共用一张旋转表：角度只取决于位置，与层无关
         self.rotary: RotaryEmbedding | None = None
@@ -188,14 +188,11 @@ class GPT(nn.Module):
             positions = real_positions(attention_mask, ids.shape[1])  # (B, T)
         mask = build_mask(ids.shape[1], start, attention_mask, document_ids, c.sliding_window)
         # ② 查表：词向量加位置向量；RoPE 不在这里加，它在注意力里转动 q 与 k
-        previous = self._previous_ids(ids, cache, attention_mask, document_ids)  # (B, T) 或 None
-        x = self._embed(ids, previous, positions, start)  # (B, T, D)
+        x = self._embed(ids, positions, start, cache, attention_mask, document_ids)  # (B, T, D)
         # ③ 一层层往残差里加东西；每层有自己的一份 K、V 缓存
         for layer, block in enumerate(self.blocks):
             layer_cache = cache[layer] if cache is not None else None
             x = block(x, positions=positions, mask=mask, cache=layer_cache)  # (B, T, D)
-        if previous is not None and cache is not None:
-            cache.remember_ids(ids)  # 各层都接上了才记：出错时缓存保持原样
         # ④ 归一化，再与每个词的向量做内积；生成时只要最后一个位置，省去其余的大乘法
         if last_only:
             x = x[:, -1:]  # (B, 1, D)
@@ -232,36 +229,25 @@ class GPT(nn.Module):
         )
         return total if reduction == "sum" else total / (targets != ignore_index).sum()
 
-    def _previous_ids(
+    def _embed(
         self,
         ids: Tensor,
-        cache: ModelCache | None,
-        real: Tensor | None,
-        document_ids: Tensor | None,
-    ) -> Tensor | None:
-        """前一个词元是谁；模型不问这个，就是 None。
-
-        形状：ids (B, T) → (B, T)，没有前一个的是 −1
-        约定：续写时，前一个记在缓存里；填充与别的文档都不算，见 previous_token.py
-        """
-        if self.token_shift is None and self.bigram_embedding is None:
-            return None
-        last = None if cache is None else cache.last_ids()  # (B, 1)
-        return previous_ids(ids, last, real, document_ids)
-
-    def _embed(
-        self, ids: Tensor, previous: Tensor | None, positions: Tensor | None, start: int
+        positions: Tensor | None,  # 左填充的批里，各行不同
+        start: int,  # 缓存里已有几个
+        cache: ModelCache | None,  # 以下三样只给「前一个词元」用
+        real: Tensor | None,  # (B, S) 真 = 不是填充
+        document_ids: Tensor | None,  # (B, T)
     ) -> Tensor:
         """词向量，加上（如果有）前一个词元的与位置的，训练时再 dropout。
 
         公式：x_t = E[id_t] + w ⊙ E[id_{t−1}] + B[id_{t−1}, id_t] + P[t]，没有的项不加
-        形状：ids、previous (B, T) → (B, T, D)
+        形状：ids (B, T) → (B, T, D)
+        为什么在这里问前一个：只有编号才知道，进了残差流就分不清了；
+        续写时它在缓存里，填充与别的文档不算，见 previous_token.py
         """
         x = self.token_embedding(ids)  # (B, T, D)
-        if self.token_shift is not None:
-            x = self.token_shift(x, previous, self.token_embedding)  # (B, T, D)
-        if self.bigram_embedding is not None:
-            x = x + self.bigram_embedding(ids, previous)  # (B, T, D)
+        if self.previous_token is not None:
+            x = self.previous_token(x, ids, self.token_embedding, cache, real, document_ids)
         if self.position_embedding is not None:
             if positions is None:
                 positions = torch.arange(start, start + ids.shape[1], device=ids.device)  # (T,)

@@ -222,18 +222,18 @@ class ModelCache:
         """
         if not self.length:
             return None
-        # 别处填好的缓存没有编号，宁可停下，也不要当作「没有前一个」
+        # 别的模型填好的缓存没有编号：宁可停下，也不要当作「没有前一个」
         assert self._ids is not None, "the cache was filled by a model that keeps no ids"
-        assert self._ids.shape[1] == self.length, "the ids and the keys went out of step"
-        return self._ids[:, -1:]
+        return self._ids[:, self.length - 1 : self.length]
 
     def remember_ids(self, ids: Tensor) -> None:
-        """记下刚喂进去的编号 (B, T)。
+        """记下就要喂进去的编号 (B, T)，接在已缓存的 S 个之后。
 
-        全记而不只记最后一个：退回（truncate）之后，最后一个就是更早的那个；
-        一个编号 8 字节，与它的 K、V 相比可以不计
+        全记而不只记最后一个：退回（truncate）之后，最后一个就是更早的那个；一个编号 8 字节，
+        与它的 K、V 相比可以不计。退掉的、没喂成的，不必当时就删：下次照 length 切掉
         """
-        self._ids = ids if self._ids is None else torch.cat((self._ids, ids), dim=1)
+        old = self._ids if self.length else None
+        self._ids = ids if old is None else torch.cat((old[:, : self.length], ids), dim=1)
 
     @property
     def length(self) -> int:
@@ -251,21 +251,18 @@ class ModelCache:
         """每一层都按同样的行号重排。"""
         for layer in self.layers:
             layer.reorder(row_indices)
-        if self._ids is not None:
+        if self._ids is not None and self.length:
             self._ids = self._ids.index_select(0, row_indices)
 
     def truncate(self, length: int) -> None:
-        """每一层都截到同样的长度；截到零，下一句的批大小可以不同。"""
+        """每一层都截到同样的长度。"""
         for layer in self.layers:
             layer.truncate(length)
-        if self._ids is not None:
-            self._ids = self._ids[:, :length] if length else None
 
     def reset(self) -> None:
         """清空每一层。"""
         for layer in self.layers:
             layer.reset()
-        self._ids = None
 
 
 def stepwise_equals_whole() -> None:

@@ -39,8 +39,9 @@ from torch import Tensor, nn
 from foundation.checks import check_int
 from foundation.demonstration import run_demo
 from transformer_basics.embeddings import TokenEmbedding
+from transformer_basics.kv_cache import ModelCache
 
-__all__ = ["NO_PREVIOUS", "BigramEmbedding", "TokenShift", "previous_ids"]
+__all__ = ["NO_PREVIOUS", "BigramEmbedding", "PreviousToken", "TokenShift", "previous_ids"]
 
 NO_PREVIOUS = -1  # 「没有前一个」：词元的编号都不小于 0，不会混淆
 
@@ -112,6 +113,40 @@ class BigramEmbedding(nn.Module):
     def forward(self, ids: Tensor, previous: Tensor) -> Tensor:
         """(B, T)、(B, T) → (B, T, D)。"""
         return F.embedding(pair_rows(previous, ids, self.vocab_size, self.rows), self.weight)
+
+
+class PreviousToken(nn.Module):
+    """两样合在一起，供 GPT 用：先弄清前一个是谁，再把平移与二元表加到词向量上。
+
+    公式：x ← x + w ⊙ E[prev] + B[h(prev, id)]，没有要的那一项不加
+    形状：x (B, T, D)、ids (B, T) → (B, T, D)
+    参数名：shift.weight (D,)，pairs.weight (R, D)
+    """
+
+    def __init__(self, vocab_size: int, dim: int, *, shift: bool, rows: int | None) -> None:
+        super().__init__()
+        self.shift = TokenShift(dim) if shift else None
+        self.pairs = None if rows is None else BigramEmbedding(rows, vocab_size, dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        ids: Tensor,
+        embedding: Callable[[Tensor], Tensor],
+        cache: ModelCache | None = None,
+        real: Tensor | None = None,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """续写时前一个记在缓存里：取出上一个，再把这一段的记进去，留给下一次。"""
+        last = None if cache is None else cache.last_ids()  # (B, 1)
+        previous = previous_ids(ids, last, real, document_ids)  # (B, T)
+        if cache is not None:
+            cache.remember_ids(ids)  # 各层的 K、V 稍后才接上；没接成的，下次会切掉
+        if self.shift is not None:
+            x = self.shift(x, previous, embedding)  # (B, T, D)
+        if self.pairs is not None:
+            x = x + self.pairs(ids, previous)  # (B, T, D)
+        return x
 
 
 def pair_rows(previous: Tensor, ids: Tensor, vocab_size: int, rows: int) -> Tensor:

@@ -45,9 +45,9 @@ def build(name, seed=0, **changes):
     torch.manual_seed(seed)
     model = GPT(GPTConfig(**{**SMALL, "init_std": 0.3, **VARIANTS[name], **changes}))
     with torch.no_grad():
-        for part in (model.token_shift, model.bigram_embedding):  # both begin at zero
-            if part is not None:
-                part.weight.normal_()
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.startswith("previous_token."):  # these begin at zero
+                parameter.normal_()
     return model.eval()
 
 
@@ -166,6 +166,17 @@ def test_the_previous_token_survives_truncation_and_reordering():
                 torch.testing.assert_close(
                     model(ids[:1], cache=cache).logits, model(ids[:1]).logits
                 )
+
+
+def test_a_refused_call_leaves_the_previous_token_as_it_was():
+    model, ids = build("previous token"), torch.randint(13, (1, 7))
+    cache = model.make_cache(1, capacity=7)
+    with torch.no_grad():
+        model(ids[:, :5], cache=cache)
+        with pytest.raises(ValueError, match="holds 7 tokens"):
+            model(torch.randint(13, (1, 4)), cache=cache)
+        found = model(ids[:, 5:], cache=cache).logits
+    torch.testing.assert_close(found, model(ids).logits[:, 5:], atol=2e-5, rtol=1e-4)
 
 
 def test_a_cache_without_ids_is_noticed():

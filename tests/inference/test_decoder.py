@@ -29,9 +29,9 @@ def build(name, **changes):
         torch.manual_seed(1)
         config = GPTConfig(**{**SMALL, "init_std": 0.5, **MODELS[name], **changes})
         CACHE[key] = model = GPT(config).eval()
-        for part in (model.token_shift, model.bigram_embedding):  # both begin at zero
-            if part is not None:
-                torch.nn.init.normal_(part.weight)
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.startswith("previous_token."):  # these begin at zero
+                torch.nn.init.normal_(parameter)
     return CACHE[key]
 
 
