@@ -12,6 +12,9 @@ while, it is slow for all. Peak memory is the peak of each process above its imp
     nanogpt-*      a checkout of github.com/karpathy/nanoGPT, its own model.py, with --nanogpt
     -bf16          autocast;  -compile  torch.compile with fused AdamW (its best)
 
+With --shares the peers stay out; instead each speed-up of ours is switched off, one at a time, to
+see what it gives on this machine (docs/why_fast.md explains them).
+
 The share is of the best bf16 or fp32 matrix product measured in the same minutes.
 """
 
@@ -38,6 +41,7 @@ from foundation.allocator import keep_freed_memory
 from foundation.demonstration import use_utf8
 from gpt_model.config import preset
 from gpt_model.model import GPT
+from transformer_basics.linear import SPEED_UPS
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ SHAPES = {
 }
 STEPS = {"micro12": 30, "micro64": 10, "mini": 3, "gpt2": 2}
 OURS = ["ours-fp32", "ours-bf16"]
+# switched off one at a time by --shares
+SPEED_UP_NAMES = ["written", "joined", "pieces", "blocked", "chunks", "memory", "fused"]
 HUGGING_FACE = ["hf-fp32", "hf-bf16"]
 NANOGPT = ["nanogpt-fp32", "nanogpt-bf16", "nanogpt-bf16-compile"]
 
@@ -134,14 +140,26 @@ def trainer_step(name: str, shape: Shape, device: str) -> Step:
         proj_bias=False,
     )
     model = GPT(config).to(device)
+    without = name.partition("-without-")[2]
+    if without in SPEED_UPS:
+        SPEED_UPS[without] = False
+    loss_of = language_model_loss
+    if without == "chunks":
+
+        def loss_of(net: Any, batch: Batch) -> Any:
+            return net(batch.inputs, batch.targets, reduction="sum").loss, batch.n_targets
+
     take = TrainStep(
         model,
         lambda index: batch,
-        language_model_loss,
+        loss_of,
         TrainConfig(steps=10**6, learning_rate=1e-4, betas=(0.9, 0.99)),
         device=torch.device(device),
         precision=name.split("-")[1],
     )
+    if without == "fused":
+        for group in take.optimizer.param_groups:
+            group["fused"] = False
     numbers = itertools.count()
     return lambda: take(next(numbers)).loss
 
@@ -183,7 +201,7 @@ def peak_bytes(device: str) -> int:
 
 def worker(name: str, shape: Shape, nanogpt: str | None, device: str) -> None:
     """A child process: for each line "N" on stdin, N steps; their seconds as JSON on stdout."""
-    if name.startswith("ours") and device == "cpu":
+    if name.startswith("ours") and device == "cpu" and not name.endswith("without-memory"):
         keep_freed_memory()  # as Trainer does
     if name.startswith("hf"):
         import transformers  # noqa: F401 - imports do not count as memory of training
@@ -287,7 +305,7 @@ def measure(shape_name: str, options: argparse.Namespace) -> dict[str, Any]:
         f"{shape.length} tokens, vocabulary {shape.vocab}; matrix products "
         f"fp32 {peak['fp32'] / 1e9:.0f}, bf16 {peak['bf16'] / 1e9:.0f} GFLOP/s"
     )
-    print(f"{'':22}{'ms/step':>9}{'(min)':>9}{'tokens/s':>10}{'of peak':>9}{'memory':>10}")
+    print(f"{'':26}{'ms/step':>9}{'(min)':>9}{'tokens/s':>10}{'of peak':>9}{'memory':>10}")
     rows: dict[str, Any] = {}
     for name in names:
         seconds = running[name].seconds
@@ -296,10 +314,10 @@ def measure(shape_name: str, options: argparse.Namespace) -> dict[str, Any]:
         memory = running[name].first["bytes"]
         rows[name] = {"seconds": middle, "min": min(seconds), "share": share, "bytes": memory}
         print(
-            f"{name:22}{1e3 * middle:9.1f}{1e3 * min(seconds):9.1f}"
+            f"{name:26}{1e3 * middle:9.1f}{1e3 * min(seconds):9.1f}"
             f"{shape.tokens / middle:10.0f}{share:9.1%}{memory / 1e9:8.2f}GB"
         )
-    compare(shape_name, rows)
+    (compare_shares if options.shares else compare)(shape_name, rows)
     return {"shape": shape_name, "peak": peak, "rows": rows}
 
 
@@ -322,8 +340,19 @@ def compare(shape_name: str, rows: dict[str, Any]) -> None:
     print()
 
 
+def compare_shares(shape_name: str, rows: dict[str, Any]) -> None:
+    """How much slower without each."""
+    whole = rows["ours-bf16"]["seconds"]
+    for name, row in rows.items():
+        if name != "ours-bf16":
+            what = name.partition("-without-")[2] or "bf16"
+            print(f"  without {what:8} {row['seconds'] / whole - 1:+7.1%} time")
+
+
 def contenders(options: argparse.Namespace) -> list[str]:
     names = list(OURS)
+    if options.shares:
+        return names + [f"ours-bf16-without-{name}" for name in SPEED_UP_NAMES]
     if not options.no_hf:
         names += HUGGING_FACE
     if options.nanogpt is not None:
@@ -340,6 +369,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--no-compile", action="store_true", help="leave compiled peers out")
     parser.add_argument("--no-hf", action="store_true", help="leave Hugging Face out")
+    parser.add_argument("--shares", action="store_true", help="what does each speed-up give?")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()

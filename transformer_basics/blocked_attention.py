@@ -187,6 +187,7 @@ def demo() -> None:
     print()
     assert done == 0.625  # (1 + 2 + 3 + 4) / 16
 
+    # 前向加反向一起量：训练时两样都要
     # 时间随机器而变，只印不断言；没有 bf16 指令的机器上两者都慢
     print("③ bf16，64 个词元，256 个头：前向加反向")
     inputs = [torch.randn(64, 4, 64, 32).bfloat16().requires_grad_() for _ in range(3)]

@@ -229,6 +229,7 @@ def demo() -> None:
     left, right = torch.randn(1024, 768).bfloat16(), torch.randn(768, 768).bfloat16()
     times: dict[str, list[float]] = {"整个": [], "切开": []}
     for _ in range(15):  # 交替着量，机器忙起来时两边一起慢
+        # 量时间要小心：第一次要热身，机器也时忙时闲；
         # 两种轮流先后，谁也不总占便宜
         for name, whole in (("整个", True), ("切开", False)):
             with without(*["pieces"] * whole):
