@@ -119,16 +119,16 @@ class _MixedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, n_layers: int, *parameters: Tensor | None) -> Any:
-        weights, biases = parameters[:n_layers], parameters[n_layers:]
+        weights = [w for w in parameters[:n_layers] if w is not None]
+        biases = parameters[n_layers:]
         # ① x 与权重各转一次；叠成一个大矩阵，一次乘完
         half = x.to(torch.bfloat16)
         flat = half.reshape(-1, half.shape[-1])  # (M, K)
-        stacked = [weight.to(torch.bfloat16) for weight in weights if weight is not None]
-        weight = stacked[0] if n_layers == 1 else torch.cat(stacked)  # (ΣN, K)
-        output = product(flat, weight.t())  # (M, ΣN)
-        ctx.sizes = [part.shape[0] for part in stacked]  # 反向时照此切开
+        output = product(flat, _stacked(weights).t())  # (M, ΣN)
+        ctx.sizes = [part.shape[0] for part in weights]  # 反向时照此切开
         ctx.has_bias, ctx.input_dtype = [bias is not None for bias in biases], x.dtype
-        ctx.save_for_backward(flat, weight)
+        #    转好的权重不留：反向再转一次只多百分之一的时间，省下一份 bf16 的模型
+        ctx.save_for_backward(flat, *weights)
         # ② 各层取回自己的那几列（视图，不复制）；加偏置
         parts = output.view(*x.shape[:-1], -1).split(ctx.sizes, dim=-1)
         for part, bias in zip(parts, biases, strict=True):
@@ -138,14 +138,16 @@ class _MixedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        flat, weight = ctx.saved_tensors
+        flat, *weights = ctx.saved_tensors
         # ③ 各层的梯度并排放，又是一个大矩阵
         joined = gradients[0] if len(gradients) == 1 else torch.cat(gradients, dim=-1)
         slope = joined.reshape(-1, joined.shape[-1])  # G (M, ΣN)
         grad_x: Tensor | None = None
         # 第一层的输入可以不要梯度；别的层都要，误差才传得下去
         if ctx.needs_input_grad[0]:
-            grad_x = product(slope, weight).view(*joined.shape[:-1], -1).to(ctx.input_dtype)
+            grad_x = (
+                product(slope, _stacked(weights)).view(*joined.shape[:-1], -1).to(ctx.input_dtype)
+            )
         # ④ 权重的梯度立刻变成 float32：几个微批次要在 float32 里累加，bf16 加多了会停住
         grad_weights: list[Tensor | None] = [None] * len(ctx.sizes)
         if any(ctx.needs_input_grad[2 : 2 + len(ctx.sizes)]):
@@ -158,6 +160,15 @@ class _MixedLinear(torch.autograd.Function):
             sums = slope.sum(dim=0).float().split(ctx.sizes)
             grad_biases = [s if has else None for s, has in zip(sums, ctx.has_bias, strict=True)]
         return grad_x, None, *grad_weights, *grad_biases
+
+
+def _stacked(weights: Sequence[Tensor]) -> Tensor:
+    """几个权重转成 bf16，上下叠成一个：各 (Nᵢ, K) → (ΣN, K)。
+
+    只有一个时不拼接：少搬一趟内存
+    """
+    half = [weight.to(torch.bfloat16) for weight in weights]
+    return half[0] if len(half) == 1 else torch.cat(half)
 
 
 class Linear(nn.Linear):
