@@ -138,6 +138,8 @@ class TrainingOptions:
     """the longest gradient allowed; longer ones are scaled down"""
     precision: str = "auto"
     """auto, fp32, bf16 or fp16 (CUDA only)"""
+    gradient_checkpointing: str = "none"
+    """none, selective or block: less memory for more time, the same result"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     seed: int = 0

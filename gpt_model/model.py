@@ -39,17 +39,17 @@ from torch import Tensor, nn
 
 from foundation.checks import check_choice
 from foundation.demonstration import run_demo
+from gpt_model.building import build_block, build_norm
 from gpt_model.chunked_loss import chunked_loss
 from gpt_model.config import GPTConfig, preset
 from gpt_model.initialization import initialize_weights
 from gpt_model.inputs import build_mask, check_inputs, real_positions
 from gpt_model.loss import language_modeling_loss
-from transformer_basics.attention import CausalSelfAttention
 from transformer_basics.embeddings import LearnedPositions, SinusoidalPositions, TokenEmbedding
 from transformer_basics.kv_cache import GrowingCache, ModelCache, StaticCache
-from transformer_basics.layers import NORMS, FeedForward, LayerNorm, TransformerBlock
 from transformer_basics.linear import Linear
 from transformer_basics.previous_token import PreviousToken
+from transformer_basics.recomputation import use_checkpointing
 from transformer_basics.rotary import RotaryEmbedding
 
 if TYPE_CHECKING:
@@ -101,56 +101,18 @@ class GPT(nn.Module):
                 max_seq_len=config.max_seq_len,
                 scaling=config.rope_scaling,  # None 就是原版
             )
-        self.blocks = nn.ModuleList(self._build_block() for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(
+            build_block(config, self.rotary) for _ in range(config.n_layers)
+        )
         # ③ Post-LN 的每个块已经以归一化收尾，最后不再需要一次
         #    Pre-LN 的残差一路只加不减，不归一化就直接打分会太大
-        self.final_norm = self._build_norm() if config.norm_position == "pre" else nn.Identity()
+        self.final_norm = build_norm(config) if config.norm_position == "pre" else nn.Identity()
         self.lm_head = Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             # 同一个 Parameter 挂在两处：梯度自动相加，小模型省下一大块参数
             self.lm_head.weight = self.token_embedding.weight
         # ④ 从一开始就平稳的权重；载入现成权重时会被整个换掉
         initialize_weights(self, config.init_std, config.n_layers, zero_residual=config.zero_init)
-
-    def _build_norm(self) -> nn.Module:
-        """按配置取一种归一化；只有 LayerNorm 才有偏置，RMSNorm 连均值都不减。"""
-        config = self.config
-        if config.norm == "layernorm":
-            return LayerNorm(config.dim, eps=config.norm_eps, bias=config.proj_bias)
-        return NORMS[config.norm](config.dim, eps=config.norm_eps)
-
-    def _build_block(self) -> TransformerBlock:
-        """一个块 = 注意力（词元之间交流）+ 前馈（各自消化），各配一个归一化。
-
-        公式：Pre-LN  x ← x + Attention(Norm(x))；x ← x + FeedForward(Norm(x))
-        """
-        c = self.config
-        # 这里没有一个 if：GPT-2 与 Llama 的差别只是传进去的值不同
-        attention = CausalSelfAttention(
-            c.dim,
-            c.n_heads,  # 各看各的关系，互不相扰
-            n_kv_heads=c.kv_heads,  # 少于 n_heads 就是 grouped-query attention
-            head_dim=c.head_size,  # H·d 可以不等于 D
-            qkv_bias=c.qkv_bias,
-            proj_bias=c.proj_bias,
-            rotary=self.rotary,  # None 表示位置不写进注意力
-            qk_norm=c.qk_norm,  # 打分前把 q、k 归一
-            norm_eps=c.norm_eps,
-            sliding_window=c.sliding_window,  # 只看最近的词元
-            dropout=c.dropout,
-        )
-        feed_forward = FeedForward(
-            c.dim,
-            c.ffn_size,  # 先放宽再收窄
-            activation=c.activation,
-            gated=c.gated_ffn,  # silu 加门控就是 SwiGLU
-            bias=c.proj_bias,
-        )
-        # dropout 照 GPT-2：词向量、注意力权重、写回残差的两处；前馈内部不再加
-        norms = self._build_norm(), self._build_norm()
-        return TransformerBlock(
-            attention, feed_forward, *norms, norm_position=c.norm_position, dropout=c.dropout
-        )
 
     def forward(
         self,
@@ -305,6 +267,13 @@ class GPT(nn.Module):
         for module in self.modules():
             if hasattr(module, "implementation"):
                 setattr(module, "implementation", name)  # noqa: B010 - 类型检查看不见这个属性
+
+    def use_checkpointing(self, kind: str) -> None:
+        """训练时拿时间换内存："none" 不换，"selective" 少换，"block" 多换；见 recomputation.py。
+
+        结果逐比特相同，只是反向时把扔掉的激活再算一遍
+        """
+        use_checkpointing(self, kind)
 
     @classmethod
     def on_meta(cls, config: GPTConfig) -> GPT:

@@ -46,6 +46,7 @@ from foundation.devices import PRECISIONS
 from training.optimizer import OPTIMIZERS
 from training.schedule import SCHEDULES, learning_rate
 from training.spike_watch import SPIKE_ACTIONS
+from transformer_basics.recomputation import KINDS
 
 __all__ = ["ARITHMETIC_FIELDS", "TrainConfig"]
 
@@ -77,6 +78,7 @@ class TrainConfig:
     grad_clip: float | None = 1.0  # 梯度的总长度至多这么大；None = 不裁剪
     # ── 用什么算 ────────────────────────────────────────────────────────
     precision: str = "auto"  # auto、fp32、bf16、fp16（只在 CUDA 上），见 mixed_precision.py
+    gradient_checkpointing: str = "none"  # selective、block：拿时间换内存，结果不变
     device: str = "auto"  # auto、cpu、cuda、cuda:1、mps
     seed: int = 0  # dropout 等的随机数；数据的次序由 batches 自己的种子决定
     # ── 看与存：改这些不影响权重 ────────────────────────────────────────
@@ -112,6 +114,7 @@ class TrainConfig:
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("precision", self.precision, PRECISIONS)
+        check_choice("gradient_checkpointing", self.gradient_checkpointing, KINDS)
         check_choice("spike_action", self.spike_action, SPIKE_ACTIONS)
         if not isinstance(self.device, str):
             raise ValueError(f"device must be a name such as 'auto' or 'cpu', got {self.device!r}")

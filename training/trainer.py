@@ -57,6 +57,7 @@ from training.run_directory import RunDirectory
 from training.train_config import TrainConfig
 from training.train_state import TrainState
 from training.train_step import TrainStep
+from transformer_basics.recomputation import use_checkpointing
 
 __all__ = ["Trainer", "TrainingDivergedError", "language_model_loss"]
 
@@ -92,6 +93,8 @@ class Trainer:
         if self.device.type == "cpu":
             keep_freed_memory()  # 每步要的内存一样多：留着用，省下几十万次缺页
         self.precision = resolve_precision(config.precision, self.device)  # fp32、bf16 或 fp16
+        if config.gradient_checkpointing != "none":
+            use_checkpointing(model, config.gradient_checkpointing)
         # ② 先搬模型，再建优化器：优化器认的是搬过去之后的参数
         self.model = model.to(self.device)
         self.batches, self.loss_fn, self.hooks = batches, loss_fn, HookList(self, hooks)

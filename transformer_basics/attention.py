@@ -52,6 +52,7 @@ from transformer_basics.kv_cache import GrowingCache, KVCache
 from transformer_basics.layers import RMSNorm
 from transformer_basics.linear import Linear, project_together
 from transformer_basics.masks import attention_mask, causal_mask, check_mask
+from transformer_basics.recomputation import recompute
 from transformer_basics.rotary import RotaryEmbedding, rotate
 
 __all__ = ["CausalSelfAttention", "MultiHeadAttention", "SelfAttention"]
@@ -221,6 +222,7 @@ class CausalSelfAttention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, norm_eps) if qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, norm_eps) if qk_norm else None
         self.rotary = rotary
+        self.recompute_level, self.recompute = "selective", False  # 见 recomputation.py
 
     def forward(
         self,
@@ -242,12 +244,20 @@ class CausalSelfAttention(nn.Module):
         query, key, value = self._query_key_value(x, positions, cache)
         dropout_p = self.dropout if self.training else 0.0
         # 两条路同进同出：快的用来跑，写出来的用来读，并由测试逐一对照
+        if self.recompute:  # 不存权重 A，反向时由 q、k 再算
+            heads = recompute(self._attend, query, key, value, mask, dropout_p)
+        else:
+            heads = self._attend(query, key, value, mask, dropout_p)  # (B, H, T, d)
+        return self.out_proj(merge_heads(heads))  # type: ignore[no-any-return]
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float
+    ) -> Tensor:
+        """打分、归一、汇总，由 implementation 挑一条路；(B, H, T, d) 进，(B, H, T, d) 出。"""
         if self.implementation == "fast":
             window = self.sliding_window
-            heads = fast_attention(query, key, value, mask, window=window, dropout_p=dropout_p)
-        else:
-            heads = self._written_out(query, key, value, mask, dropout_p)[0]  # (B, H, T, d)
-        return self.out_proj(merge_heads(heads))  # type: ignore[no-any-return]
+            return fast_attention(query, key, value, mask, window=window, dropout_p=dropout_p)
+        return self._written_out(query, key, value, mask, dropout_p)[0]
 
     def attention_weights(
         self, x: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None

@@ -36,6 +36,7 @@ W_up 的一行是「遇到什么」，W_down 的一列是「就说什么」。
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -54,6 +55,7 @@ from transformer_basics.activations import (
 )
 from transformer_basics.kv_cache import KVCache
 from transformer_basics.linear import Linear
+from transformer_basics.recomputation import recompute
 
 __all__ = ["NORMS", "FeedForward", "LayerNorm", "RMSNorm", "TransformerBlock"]
 __all__ += ["ACTIVATIONS", "LESSON_ACTIVATIONS", "gelu", "gelu_tanh", "relu_squared", "silu"]
@@ -172,18 +174,29 @@ class FeedForward(nn.Module):
         self.gate_proj = Linear(dim, ffn_dim, bias=bias) if gated else None  # D → F
         self.down_proj = Linear(ffn_dim, dim, bias=bias)  # F → D
         self.implementation = "fast"
+        self.recompute_level, self.recompute = "selective", False  # 见 recomputation.py
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) → (B, T, D)。"""
         # ① 激活每次按名字查：use_implementation 随时可以换成写出来的那一套
         table = ACTIVATIONS if self.implementation == "fast" else LESSON_ACTIVATIONS
         activate = table[self.activation]
-        # ② 变宽、拐弯；有门就再乘上门
-        hidden: Tensor
-        if self.gate_proj is None:
-            hidden = activate(self.up_proj(x))  # (B, T, F)
-        else:
-            hidden = activate(self.gate_proj(x)) * self.up_proj(x)  # (B, T, F)
+        # ② 变宽；有门就再算一份门
+        wide: Tensor = self.up_proj(x)  # (B, T, F)
+        gate = None if self.gate_proj is None else self.gate_proj(x)  # (B, T, F)
+        if self.recompute:
+            return recompute(self._bend_and_narrow, activate, wide, gate)
+        return self._bend_and_narrow(activate, wide, gate)
+
+    def _bend_and_narrow(
+        self, activate: Callable[[Tensor], Tensor], wide: Tensor, gate: Tensor | None
+    ) -> Tensor:
+        """拐弯、变窄：(B, T, F) → (B, T, D)。
+
+        单独成一个函数，是为了能单独重算：拐弯之后的那一份大（F = 4D）而便宜（逐元素），
+        内存紧时不存，反向再算
+        """
+        hidden = activate(wide) if gate is None else activate(gate) * wide
         # ③ 变窄，交回主路
         if self.training and self.dropout:
             hidden = F.dropout(hidden, self.dropout)
@@ -218,6 +231,7 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = ffn_norm
         self.norm_position = check_choice("norm_position", norm_position, ("pre", "post"))
         self.dropout = check_float("dropout", dropout, 0.0, exclusive_maximum=1.0)
+        self.recompute_level, self.recompute = "block", False  # 见 recomputation.py
 
     def forward(
         self,
@@ -228,6 +242,18 @@ class TransformerBlock(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """参数的含义见 CausalSelfAttention.forward。"""
+        # 整块重算：只留 x；有缓存时不行，算两遍就接进去两遍
+        if self.recompute and cache is None:
+            return recompute(self._both_halves, x, positions, mask, None)
+        return self._both_halves(x, positions, mask, cache)
+
+    def _both_halves(
+        self, x: Tensor, positions: Tensor | None, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        """先注意力，再前馈；norm_position 决定归一化接在哪里。
+
+        形状：x (B, T, D) → (B, T, D)
+        """
         if self.norm_position == "pre":
             # 归一化只在支路上；主路 x 从头到尾只做加法
             normed = self.attention_norm(x)

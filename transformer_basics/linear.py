@@ -86,7 +86,8 @@ def pieces_of(rows: int, columns: int) -> int:
     """输出 (rows, columns) 该切成多宽的一段；返回 columns 就是不切。"""
     if not SPEED_UPS["pieces"]:
         return columns
-    # 只看形状，不看时间：同样的形状总是同样的切法，结果才可重现
+    # 只看形状，不看时间：同样的形状总是同样的切法，结果才可重现；
+    # 若是边跑边试、哪个快用哪个，续训时试出另一种，末位就变了
     if columns >= WIDE_COLUMNS:
         return WIDE_PIECE
     low, high = NARROW_COLUMNS
@@ -107,7 +108,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     output = left.new_empty(left.shape[0], columns)
     for part, piece in zip(output.split(width, dim=1), right.split(width, dim=1), strict=True):
         torch.mm(left, piece, out=part)  # 写进视图，不再拼接
-    return output
+    return output  # 与整个算的同一块形状、同一个次序
 
 
 class _MixedLinear(torch.autograd.Function):
@@ -215,6 +216,7 @@ def demo() -> None:
         with without(*off), torch.autocast("cpu", torch.bfloat16):
             outputs = project_together(x, layers)
         loss = torch.stack([out.float().square().sum() for out in outputs]).sum()
+        # 七个：x、三个权重、三个偏置
         wanted = [x, *(layer.weight for layer in layers), *(layer.bias for layer in layers)]
         return list(torch.autograd.grad(loss, wanted))
 
