@@ -47,6 +47,7 @@ class Options:
     Examples:
         fromzero train
         fromzero train --data my.txt --tokenizer characters --minutes 10
+        fromzero train --data shakespeare.txt --recipe speedrun
         fromzero train --data "books/*.txt" --preset modern-mini --vocab-size 4096 --steps 2000
         fromzero train --n-layers 2 --dim 64 --overfit-one-batch --steps 200
         fromzero train --resume runs/gpt-micro
@@ -67,6 +68,10 @@ class Options:
     """bpe or characters (learned from the data), or the path of a tokenizer or model"""
     data_dir: Path = Path("data")
     """where tokenized corpora are kept for the next run"""
+
+    # a whole set of choices
+    recipe: MaybeText = None
+    """model and training from training/recipes.py; every other option still changes it"""
 
     # which model
     preset: str = "gpt-micro"
@@ -120,12 +125,31 @@ class OptionsHook(Hook):
 
 
 def parse(arguments: Sequence[str], *, program: str) -> Options | None:
-    """Read the options; those of an earlier run are the defaults when it is resumed."""
+    """Read the options; an earlier run's or a recipe's are the defaults when one is named."""
     options = parse_options(Options, arguments, program=program)
-    if options is None or options.resume is None:
+    if options is None:
+        return None
+    if options.resume is not None:
+        defaults = load_options(Options, options.resume)
+    elif options.recipe is not None:
+        defaults = recipe_options(options.recipe)
+    else:
         return options
-    saved = load_options(Options, options.resume)
-    return parse_options(Options, arguments, program=program, defaults=saved)
+    return parse_options(Options, arguments, program=program, defaults=defaults)
+
+
+def recipe_options(name: str) -> Options:
+    """A recipe's choices as the defaults of the command line; it learns characters."""
+    from training.recipes import recipe
+
+    chosen = recipe(name)
+    return Options(
+        recipe=name,
+        tokenizer="characters",
+        preset=chosen.preset,
+        model=ModelOptions(**chosen.model),
+        training=TrainingOptions(**chosen.training),
+    )
 
 
 def run(options: Options) -> int:

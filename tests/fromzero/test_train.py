@@ -15,11 +15,12 @@ from fromzero.training_options import (
     load_options,
     options_as_json,
 )
-from gpt_model.config import GPTConfig
+from gpt_model.config import GPTConfig, preset
 from gpt_model.model import GPT
 from gpt_model.model_directory import find_model_directory
 from tokenization.tokenizer import Tokenizer
-from training.train_config import TrainConfig
+from training.recipes import RECIPES
+from training.train_config import ARITHMETIC_FIELDS, TrainConfig
 
 TINY = ["--n-layers", "1", "--dim", "16", "--n-heads", "2", "--max-seq-len", "16"]
 SHORT = ["--steps", "6", "--batch-size", "2", "--eval-every", "3", "--sample-every", "6"]
@@ -211,3 +212,38 @@ def test_options_survive_json(tmp_path):
     (tmp_path / "options.json").write_text('{"dat": 1}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"unknown key 'dat' .* did you mean 'data'"):
         load_options(Options, tmp_path)
+
+
+def test_a_recipe_gives_defaults_that_options_change():
+    words = ["--recipe", "sprint", "--batch-size", "3", "--token-shift", "False"]
+    options = parse(words, program="")
+    assert (options.tokenizer, options.preset) == ("characters", "modern-micro")
+    assert (options.model.bigram_rows, options.model.token_shift) == (1600, False)
+    training = options.training.to_config()
+    assert (training.optimizer, training.batch_size) == ("muon", 3)
+    assert training.steps == RECIPES["sprint"].train_config().steps
+    assert options.recipe == "sprint"
+    with pytest.raises(ValueError, match="recipe must be one of .*; did you mean 'speedrun'"):
+        parse(["--recipe", "speedrn"], program="")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_on_the_command_line_is_the_librarys(name):
+    """The command's own defaults must not shine through where a recipe decides the result."""
+    options, chosen = parse(["--recipe", name], program=""), RECIPES[name]
+    assert options.model.to_config(options.preset, None) == chosen.model_config(
+        preset(chosen.preset).vocab_size
+    )
+    ours, theirs = options.training.to_config().to_dict(), chosen.train_config().to_dict()
+    assert {key: ours[key] for key in ARITHMETIC_FIELDS} == {
+        key: theirs[key] for key in ARITHMETIC_FIELDS
+    }
+
+
+def test_a_recipe_trains_and_resumes(train, workplace):
+    short = ["--recipe", "sprint", "--warmup-steps", "1", "--decay-steps", "3", "--out", "runs/r"]
+    train(*short)
+    saved = GPT.load(find_model_directory("runs/r"))
+    assert saved.previous_token is not None
+    assert saved.previous_token.pairs.weight.abs().max() > 0
+    assert main(["train", "--resume", "runs/r"]) == 0
