@@ -45,6 +45,7 @@ from gpt_model.config import GPTConfig, preset
 from gpt_model.initialization import initialize_weights
 from gpt_model.inputs import build_mask, check_inputs, real_positions
 from gpt_model.loss import language_modeling_loss
+from transformer_basics.attention import CausalSelfAttention
 from transformer_basics.embeddings import LearnedPositions, SinusoidalPositions, TokenEmbedding
 from transformer_basics.kv_cache import GrowingCache, ModelCache, StaticCache
 from transformer_basics.linear import Linear
@@ -259,14 +260,16 @@ class GPT(nn.Module):
         return sum(parameter.numel() for parameter in chosen)
 
     def use_implementation(self, name: str) -> None:
-        """全模型切换 "fast"（融合的算子）与 "lesson"（写出来的公式）。
+        """全模型切换 "fast"（融合的算子）、"lesson"（写出来的公式）与 "flash"（分块的注意力）。
 
-        两条路径签名相同、结果只差舍入：读懂慢的，用快的，再用慢的核对快的
+        几条路径签名相同、结果只差舍入：读懂慢的，用快的，再用慢的核对快的
         """
-        check_choice("implementation", name, ("fast", "lesson"))
+        check_choice("implementation", name, CausalSelfAttention.implementations)
         for module in self.modules():
             if hasattr(module, "implementation"):
-                setattr(module, "implementation", name)  # noqa: B010 - 类型检查看不见这个属性
+                # "flash" 只有注意力才有，别的层照旧走快路
+                known = name in getattr(module, "implementations", ("fast", "lesson"))
+                setattr(module, "implementation", name if known else "fast")  # noqa: B010
 
     def use_checkpointing(self, kind: str) -> None:
         """训练时拿时间换内存："none" 不换，"selective" 少换，"block" 多换；见 recomputation.py。

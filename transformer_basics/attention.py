@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from foundation.checks import check_choice, check_float, check_int
 from foundation.demonstration import run_demo
 from transformer_basics.fast_attention import fast_attention
+from transformer_basics.flash_attention import flash_attention
 from transformer_basics.heads import head_layout, merge_heads, repeat_heads, split_heads
 from transformer_basics.kv_cache import GrowingCache, KVCache
 from transformer_basics.layers import RMSNorm
@@ -182,8 +183,11 @@ class CausalSelfAttention(nn.Module):
           rotary          旋转位置编码；None 即不用，位置由词嵌入一侧给
           qk_norm         打分前把每个头的 q、k 归一化，打分有了上界，训练更稳
           sliding_window  只看最近 w 个（含自己）；None 即看到开头
-          implementation  "fast" 融合的核，"lesson" 上面的公式；两者的结果相同
+          implementation  "fast" 融合的核，"lesson" 上面的公式，"flash" 分块的在线 softmax
+                          （见 flash_attention.py）；三者的结果相同
     """
+
+    implementations = ("fast", "lesson", "flash")
 
     def __init__(
         self,
@@ -213,7 +217,7 @@ class CausalSelfAttention(nn.Module):
             check_int("sliding_window", sliding_window, 1)
         self.sliding_window = sliding_window
         self.dropout = check_float("dropout", dropout, 0.0, exclusive_maximum=1.0)
-        self.implementation = check_choice("implementation", implementation, ("fast", "lesson"))
+        self.implementation = check_choice("implementation", implementation, self.implementations)
         # q、k、v 各有各的矩阵：导入 Llama、Qwen 的权重只需改名；LoRA 也能只改其中一个
         self.q_proj = Linear(dim, n_heads * self.head_dim, bias=qkv_bias)
         self.k_proj = Linear(dim, self.n_kv_heads * self.head_dim, bias=qkv_bias)
@@ -243,7 +247,7 @@ class CausalSelfAttention(nn.Module):
             check_mask(mask)
         query, key, value = self._query_key_value(x, positions, cache)
         dropout_p = self.dropout if self.training else 0.0
-        # 两条路同进同出：快的用来跑，写出来的用来读，并由测试逐一对照
+        # 几条路同进同出：快的用来跑，写出来的用来读，并由测试逐一对照
         if self.recompute:  # 不存权重 A，反向时由 q、k 再算
             heads = recompute(self._attend, query, key, value, mask, dropout_p)
         else:
@@ -253,11 +257,16 @@ class CausalSelfAttention(nn.Module):
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float
     ) -> Tensor:
-        """打分、归一、汇总，由 implementation 挑一条路；(B, H, T, d) 进，(B, H, T, d) 出。"""
-        if self.implementation == "fast":
-            window = self.sliding_window
-            return fast_attention(query, key, value, mask, window=window, dropout_p=dropout_p)
-        return self._written_out(query, key, value, mask, dropout_p)[0]
+        """打分、归一、汇总，由 implementation 挑一条路；(B, H, T, d) 进，(B, H, T, d) 出。
+
+        分块的那条路自己会画因果与窗口；别的掩码与随机失活，交给快路
+        """
+        if self.implementation == "lesson":
+            return self._written_out(query, key, value, mask, dropout_p)[0]
+        window = self.sliding_window
+        if self.implementation == "flash" and mask is None and not dropout_p:
+            return flash_attention(query, key, value, window=window)
+        return fast_attention(query, key, value, mask, window=window, dropout_p=dropout_p)
 
     def attention_weights(
         self, x: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None

@@ -78,7 +78,15 @@ def test_lesson_path_equals_fast_path(name):
     model.use_implementation("lesson")
     assert {m.implementation for m in model.modules() if hasattr(m, "implementation")} == {"lesson"}
     torch.testing.assert_close(model(ids).logits, fast, atol=2e-5, rtol=1e-4)
-    with pytest.raises(ValueError, match="implementation must be one of fast, lesson; got 'slow'"):
+    model.use_implementation("flash")  # only the attention has it
+    named = {
+        type(m).__name__: m.implementation for m in model.modules() if hasattr(m, "implementation")
+    }
+    assert named.pop("CausalSelfAttention") == "flash"
+    assert set(named.values()) == {"fast"}
+    torch.testing.assert_close(model(ids).logits, fast, atol=2e-5, rtol=1e-4)
+    message = "implementation must be one of fast, lesson, flash; got 'slow'"
+    with pytest.raises(ValueError, match=message):
         model.use_implementation("slow")
 
 
