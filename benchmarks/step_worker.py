@@ -25,7 +25,7 @@ import torch
 from foundation.allocator import keep_freed_memory
 from gpt_model.config import preset
 from gpt_model.model import GPT
-from transformer_basics.linear import SPEED_UPS
+from transformer_basics.speed_ups import SPEED_UPS
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from foundation.demonstration import use_utf8
 STEPS = {"micro12": 30, "micro64": 10, "mini": 3, "gpt2": 2}
 OURS = ["ours-fp32", "ours-bf16"]
 # switched off one at a time by --shares
-SPEED_UP_NAMES = ["written", "joined", "pieces", "blocked", "chunks", "memory", "fused"]
+SPEED_UP_NAMES = ["written", "joined", "pieces", "blocked", "backward", "chunks", "memory", "fused"]
 HUGGING_FACE = ["hf-fp32", "hf-bf16"]
 NANOGPT = ["nanogpt-fp32", "nanogpt-bf16", "nanogpt-bf16-compile"]
 

@@ -36,8 +36,8 @@ from torch import Tensor
 from foundation.demonstration import run_demo
 from transformer_basics.blocked_attention import blocked_attention
 from transformer_basics.heads import repeat_heads
-from transformer_basics.linear import SPEED_UPS
 from transformer_basics.masks import causal_mask
+from transformer_basics.speed_ups import SPEED_UPS
 
 __all__ = ["fast_attention"]
 

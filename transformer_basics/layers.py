@@ -45,6 +45,7 @@ from torch import Tensor, nn
 
 from foundation.checks import check_choice, check_float, check_int
 from foundation.demonstration import new_figure, run_demo, save_figure
+from transformer_basics import written_backward
 from transformer_basics.activations import (
     ACTIVATIONS,
     LESSON_ACTIVATIONS,
@@ -56,6 +57,7 @@ from transformer_basics.activations import (
 from transformer_basics.kv_cache import KVCache
 from transformer_basics.linear import Linear
 from transformer_basics.recomputation import recompute
+from transformer_basics.written_backward import backward_is_written
 
 __all__ = ["NORMS", "FeedForward", "LayerNorm", "RMSNorm", "TransformerBlock"]
 __all__ += ["ACTIVATIONS", "LESSON_ACTIVATIONS", "gelu", "gelu_tanh", "relu_squared", "silu"]
@@ -130,6 +132,8 @@ class RMSNorm(nn.Module):
         """(…, D) → (…, D)。"""
         if self.implementation != "fast":
             return rms_norm(x, self.weight, self.eps)
+        if backward_is_written(x):  # CPU 上训练：反向也写出来，少走许多趟
+            return written_backward.rms_norm(x, self.weight, self.eps)
         if x.dtype == self.weight.dtype:
             return F.rms_norm(x, self.shape, self.weight, self.eps)
         # 自动混合精度下 x 可能是 bf16 而 γ 是 float32；融合的核要两者同类型，取宽的那个

@@ -31,8 +31,7 @@ torch.compile 之后（派发已经没有了）。这三种情形都走 F.linear
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,30 +39,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundation.demonstration import run_demo
+from transformer_basics.speed_ups import SPEED_UPS, without
 
-__all__ = ["Linear", "SPEED_UPS", "mixed_precision_here", "project_together", "product", "without"]
-
-# 各个提速的开关，整个程序共用一份；benchmarks/speed_shares.py 逐个关掉，量它值多少
-SPEED_UPS: dict[str, bool] = dict.fromkeys(("written", "joined", "pieces", "blocked"), True)
+__all__ = ["Linear", "mixed_precision_here", "product", "project_together"]
 
 # 输出这么宽、行数又不多时，库的核在多核上切不开；两个界与段宽都是量出来的
 NARROW_ROWS, NARROW_COLUMNS, PIECE = 1024, (512, 1024), 256
 # 很宽的输出（几万个词的打分）切成大段，每段的结果留在缓存里
 WIDE_COLUMNS, WIDE_PIECE = 16384, 8192
-
-
-@contextmanager
-def without(*names: str) -> Iterator[None]:
-    """暂时关掉几个提速；出来时恢复原样。
-
-    错误：名字不认识时抛 KeyError，免得写错了还以为关掉了
-    """
-    before = {name: SPEED_UPS[name] for name in names}
-    SPEED_UPS.update(dict.fromkeys(names, False))
-    try:
-        yield
-    finally:
-        SPEED_UPS.update(before)
 
 
 def mixed_precision_here(x: Tensor) -> bool:

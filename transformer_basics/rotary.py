@@ -40,7 +40,9 @@ from torch import Tensor, nn
 
 from foundation.checks import check_float, check_int
 from foundation.demonstration import new_figure, run_demo, save_figure
+from transformer_basics import written_backward
 from transformer_basics.rope_scaling import SCALINGS, RopeScaling, rope_frequencies
+from transformer_basics.written_backward import backward_is_written
 
 __all__ = ["RotaryEmbedding", "rotate", "rotate_half"]
 __all__ += ["SCALINGS", "RopeScaling", "rope_frequencies"]
@@ -61,6 +63,8 @@ def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     形状：x (B, H, T, d)；cos、signed_sin (T, d) 或 (B, 1, T, d) → (B, H, T, d)
     类型：半精度的 x 先变成 float32 再转，转完变回来
     """
+    if backward_is_written(x):  # CPU 上训练：反向就是转回去，见 written_backward.py
+        return written_backward.rotate(x, cos, signed_sin)
     # 负号已写进表里：signed_sin = [−sin | sin]，于是不必取负再拼接，对调两半（roll）就够
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     swapped = wide.roll(x.shape[-1] // 2, dims=-1)  # [b | a]

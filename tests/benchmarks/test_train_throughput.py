@@ -42,7 +42,17 @@ def test_the_table_beside_hugging_face(tmp_path):
 @pytest.mark.slow
 def test_each_speed_up_is_switched_off_and_checkpointing_keeps_less(tmp_path):
     printed = run("--steps", "1", "--shares")
-    for name in ("bf16", "written", "joined", "pieces", "blocked", "chunks", "memory", "fused"):
+    for name in (
+        "bf16",
+        "written",
+        "joined",
+        "pieces",
+        "blocked",
+        "backward",
+        "chunks",
+        "memory",
+        "fused",
+    ):
         assert f"without {name}" in printed
     run("--steps", "1", "--checkpointing", "--json", str(tmp_path / "figures.json"))
     (table,) = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from transformer_basics import fast_attention as chooser
 from transformer_basics.attention import causal_mask, scaled_dot_product_attention
 from transformer_basics.blocked_attention import blocked_attention, blocks_of
 from transformer_basics.heads import repeat_heads
-from transformer_basics.linear import without
+from transformer_basics.speed_ups import without
 
 
 def inputs(length, heads=3, groups=3, dtype=torch.float64, size=8):

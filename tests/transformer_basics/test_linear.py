@@ -9,7 +9,8 @@ from finetuning.lora import LoRAConfig, apply_lora
 from gpt_model.config import preset
 from gpt_model.model import GPT
 from transformer_basics import linear
-from transformer_basics.linear import SPEED_UPS, Linear, product, project_together, without
+from transformer_basics.linear import Linear, product, project_together
+from transformer_basics.speed_ups import SPEED_UPS, without
 
 
 def bf16():
