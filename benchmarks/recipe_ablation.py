@@ -2,9 +2,10 @@
 
     python benchmarks/recipe_ablation.py --data tinyshakespeare.txt [--seeds 0 1 2] [--only NAME …]
 
-The base is the `sprint` recipe with more steps. Every row changes one choice and trains with the
-same seeds on the same tokens (unless it says so); the difference is taken seed by seed, so that
-what a seed does to all rows cancels. Positive: the change makes the loss worse, so the choice pays.
+The base is the `sprint` recipe with three layers and more steps. Every row changes one choice and
+trains with the same seeds on the same tokens (unless it says so); the difference is taken seed by
+seed, so that what a seed does to all rows cancels. Positive: the change makes the loss worse, so
+the choice pays.
 Rows within two standard errors of zero gave nothing; they are printed all the same.
 """
 
@@ -37,13 +38,16 @@ class Change:
     decay: float = 0.5  # the share of the steps in which the rate falls
 
 
-RATE, BATCH = SPRINT.training["learning_rate"], SPRINT.training["batch_size"]
+BASE = {"n_layers": 3}
+RATE, BATCH = 0.01, SPRINT.training["batch_size"]
 CHANGES = {
     "base": Change(),
     # the previous token
     "no token shift": Change({"token_shift": False}),
     "no pair embeddings": Change({"bigram_rows": None}),
     "neither": Change({"token_shift": False, "bigram_rows": None}),
+    "1 layer": Change({"n_layers": 1}),
+    "2 layers": Change({"n_layers": 2}),
     "4 layers, no pairs": Change({"bigram_rows": None, "n_layers": 4}),
     # the block
     "learned positions": Change({"position": "learned"}),
@@ -82,8 +86,8 @@ def train(change: Change, text: Text, seed: int, steps: int) -> Run:
         "decay_steps": int(steps * change.decay),
         "warmup_steps": min(10, steps // 4),
     }
-    training = {**schedule, **change.training}
-    return train_recipe(SPRINT, text, seed, model=change.model, training=training)
+    training = {"learning_rate": RATE, **schedule, **change.training}
+    return train_recipe(SPRINT, text, seed, model={**BASE, **change.model}, training=training)
 
 
 def row(name: str, runs: list[Run], base: list[Run], work: float) -> str:
@@ -115,14 +119,14 @@ def main() -> None:
     tokens = steps * BATCH * int(SPRINT.model["max_seq_len"])
     print(f"{steps} steps of {BATCH} x {SPRINT.model['max_seq_len']}: {tokens:,} tokens")
     print(f"{'':<20}{'loss':>18}{'change':>20}{'FLOPs':>9}{'seconds':>9}")
-    base_work = flops_per_token(SPRINT.model_config(text.vocab_size))
+    base_work = flops_per_token(SPRINT.model_config(text.vocab_size, **BASE))
     base: list[Run] = []
     for name in dict.fromkeys(["base", *options.only]):
         change = CHANGES[name]
         runs = [train(change, text, seed, steps) for seed in seeds]
         base = base or runs
-        work = flops_per_token(SPRINT.model_config(text.vocab_size, **change.model)) / base_work
-        print(row(name, runs, base, work), flush=True)
+        config = SPRINT.model_config(text.vocab_size, **{**BASE, **change.model})
+        print(row(name, runs, base, flops_per_token(config) / base_work), flush=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_time_to_loss_prints_every_contender(text):
         re.search(rf"^ *{name} .*$", table, flags=re.M)[0] for name in ("classic", "sprint")
     )
     assert " 0.08 M " in classic  # 100 steps of 12 x 64
-    assert " 0.01 M " in sprint  # 10 steps of 16 x 64
+    assert " 0.01 M " in sprint  # 11 steps of 16 x 64
     loss = r"(\d\.\d{4})$"
     assert float(re.search(loss, classic)[1]) < 3.5
     assert float(re.search(loss, sprint)[1]) < 3.5

@@ -45,8 +45,8 @@ def test_tokens_are_steps_times_batch_times_length():
     assert one.n_tokens == config.steps * config.batch_size * one.model["max_seq_len"]
 
 
-def test_the_sprint_computes_a_seventh_of_the_classic():
-    assert 7 * work("sprint") < work("classic")
+def test_the_sprint_computes_a_twentieth_of_the_classic():
+    assert 20 * work("sprint") < work("classic")
 
 
 def test_changes_and_unknown_names():
