@@ -142,6 +142,8 @@ class TrainingOptions:
     """none, selective or block: less memory for more time, the same result"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
+    parallel: str = "none"
+    """under torchrun: ddp (a whole model in each process) or fsdp (a part in each)"""
     seed: int = 0
     """decides the initial weights, the order of the data and dropout"""
     eval_every: int = 200

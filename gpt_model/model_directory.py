@@ -67,25 +67,37 @@ def state_to_save(model: nn.Module) -> dict[str, Tensor]:
     """
     kept: dict[str, Tensor] = {}
     seen: set[int] = set()  # 已经写过的内存地址
+    # 同一个参数的别名，按对象认：切成几片的（DTensor）与 meta 上的没有地址可比
+    # 地址还是要看：buffer 与视图不是参数，也可能共用内存
+    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    aliases -= {name for name, _ in model.named_parameters()}
     for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() in seen and tensor.numel():  # 空张量没有地址可比
+        address = tensor.data_ptr()
+        if name in aliases or (address in seen and tensor.numel()):  # 空张量没有地址可比
             continue
-        seen.add(tensor.data_ptr())
+        if address:  # 0 不是地址：记下它，第二个没有地址的就被当成别名丢掉
+            seen.add(address)
         kept[name] = tensor.detach().contiguous()  # 转置过的视图要先排好
     return kept
 
 
-def write_model_files(model: GPT, directory: Path, tokenizer: Tokenizer | None = None) -> None:
+def write_model_files(
+    model: GPT,
+    directory: Path,
+    tokenizer: Tokenizer | None = None,
+    state: Mapping[str, Tensor] | None = None,  # 名字与 state_to_save 给出的相同
+) -> None:
     """把模型的文件写进一个已存在的目录；清单由调用者最后写（存档目录里还有别的文件）。
 
+    参数：state 是已经收好的权重（切成几片的模型，先凑齐才写得下）；None 就从模型里取
     错误：权重里有 NaN 或无穷大 → ValueError，写明是哪一个；坏模型不落盘
     """
-    state = state_to_save(model)
+    state = state_to_save(model) if state is None else dict(state)
     # ① 坏数一旦落盘，下一次就会从它继续：在门口拦住
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinite values; a broken model is not saved")
-    # ② 形状与数字
+    # ② 形状与数字：先写小的，磁盘满时早些知道
     write_text(directory / CONFIG_FILE, model.config.to_json() + "\n")
     save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt"})
     # ③ 分词器放在一起：编号与词向量的行一一对应，拆开就成了乱码

@@ -29,7 +29,7 @@ $$g \leftarrow g\cdot\min\!\left(1,\ \frac{c}{\lVert g\rVert}\right)$$
       累积时平均错了的实例 — Hugging Face, *Fixing Gradient Accumulation*, 2024。
 
 改哪里：换损失（DPO、蒸馏）→ 另写一个 (model, batch) → (损失之和, 题数)，交给 Trainer；
-        换裁剪的办法（按值、按层）→ clip_factor；多张显卡 → 对 N 与 g 各做一次 all-reduce 再除。
+        换裁剪的办法（按值、按层）→ clip_factor；多个进程 → sharding.py。
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from foundation.demonstration import run_demo
 from training.batch import Batch
+from training.sharding import whole
 
 __all__ = [
     "LossFunction",
@@ -96,9 +97,11 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     if not gradients:
         return torch.zeros(())
     # 一次发出所有的小算子（foreach），而不是逐个参数算
-    return torch.nn.utils.get_total_norm(
+    norm = torch.nn.utils.get_total_norm(
         [g if g.dtype == torch.float32 else g.float() for g in gradients], foreach=None
     )
+    # FSDP 的梯度各进程只有一片：各片的平方和合起来，才是整个的长度
+    return whole({"norm": norm})["norm"]
 
 
 def clip_factor(norm: float, max_norm: float | None) -> float:

@@ -60,8 +60,10 @@ from training.checkpoint_list import (
     step_directory,
     verify_checkpoint,
 )
+from training.distributed import ALONE, Processes
 from training.optimizer import build_optimizer
-from training.random_state import random_state, set_random_state
+from training.random_state import everyones_random_state, set_own_random_state
+from training.sharding import like, whole
 
 __all__ = [
     "Checkpoint",
@@ -92,26 +94,31 @@ def save_checkpoint(
     val_loss: float | None = None,
     keep_last: int = 2,
     write_more: Callable[[Path], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Path:
     """把第 step 步之后的一切存成 run_dir/step-000200/，核对，再清掉多余的旧存档。
 
     参数：progress 是 JSON 写得下的小东西，由训练循环决定；write_more 往同一个目录里再写些文件
     约定：返回之后，存档已在磁盘上，且读回来核对过；模型与优化器不变
+    约定：几个进程一起调用，rank 0 写；切成几片的先凑齐，存下的与一个进程存的一样
     约定：val_loss 写进清单，找「最好的」只看它；没有量过就是 None，不参加比较
     错误：权重或优化器含 NaN → ValueError；磁盘满等 → OSError，说出最后一个好存档在哪里
     """
     run_dir = Path(run_dir)
     target, model = step_directory(run_dir, step), plain_model(model)  # 改名之后的样子
-    weights, moments = trainable_state(model), optimizer_state(model, optimizer)  # 还在设备上
-    # ① 坏数不落盘：存下了，以后每次续训都从 NaN 开始
-    _refuse_non_finite({**weights, **moments}, target)
+    weights = whole(trainable_state(model), keep=processes.is_main)  # 没有切的还在设备上
+    moments = whole(optimizer_state(model, optimizer), keep=processes.is_main)
+    generators = everyones_random_state(processes)
     facts = {"step": step, "val_loss": val_loss}  # 清单与 trainer.json 各写一份，互相作证
-    try:
+
+    def write() -> None:
+        # ① 坏数不落盘：存下了，以后每次续训都从 NaN 开始
+        _refuse_non_finite({**weights, **moments}, target)
         # ② 先写在旁边；任何一处出错，旁边的被删掉，已有的存档都还在
         with atomic_directory(target, kind=CHECKPOINT_KIND, extra=facts) as temporary:
             _write_weights(temporary, model, weights, tokenizer)
             save_file(moments, temporary / OPTIMIZER_FILE)  # m、v
-            save_file(random_state(), temporary / RANDOM_FILE)
+            save_file(generators, temporary / RANDOM_FILE)
             # facts 放在后面：progress 里若有同名的，以真正存的这一步为准
             write_json(temporary / TRAINER_FILE, {**progress, **facts})
             if write_more is not None:
@@ -119,6 +126,9 @@ def save_checkpoint(
         # ③ 从磁盘读回来核对过，才敢删旧的
         verify_checkpoint(target)
         remove_old_checkpoints(run_dir, keep_last)
+
+    try:
+        processes.on_main(write)
     except (OSError, RuntimeError, SafetensorError) as error:  # 磁盘满的三种说法
         # torch 与 safetensors 在磁盘满时抛的不是 OSError；统一成一句说得清的话
         others = [found for found in list_checkpoints(run_dir) if found.directory != target]
@@ -197,7 +207,7 @@ def _write_weights(
         save_file(weights, directory / TRAINABLE_FILE)  # LoRA：底座不变
     elif isinstance(model, GPT):
         # 模型目录的文件；清单由 atomic_directory 最后写，把这里所有的文件一并记下
-        write_model_files(model, directory, tokenizer)
+        write_model_files(model, directory, tokenizer, weights)
     else:
         save_file(weights, directory / WEIGHTS_FILE)  # 没有 config.json 可写
 
@@ -205,7 +215,9 @@ def _write_weights(
 # ── 读 ──────────────────────────────────────────────────────────────────────────────
 
 
-def load_checkpoint(directory: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+def load_checkpoint(
+    directory: Path, model: nn.Module, optimizer: Optimizer, processes: Processes = ALONE
+) -> dict[str, Any]:
     """把存档放回已经建好的模型与优化器，恢复随机数，返回当时的 progress。
 
     错误：损坏、名字或形状对不上 → ValueError，写明文件与差别；此时模型与优化器都还没有动
@@ -222,7 +234,7 @@ def load_checkpoint(directory: Path, model: nn.Module, optimizer: Optimizer) -> 
     _write_into(model, weights)  # 就地，共用的矩阵不会被拆开
     optimizer.load_state_dict(packed)
     # ③ 随机数最后放回：前面若抽过，也不会打乱
-    set_random_state(read_weights(directory / RANDOM_FILE))  # 见 random_state.py
+    set_own_random_state(read_weights(directory / RANDOM_FILE), processes)
     return progress
 
 
@@ -244,7 +256,7 @@ def _write_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     为什么不整个换上：优化器认的是原来的参数；共用的矩阵换上后也会被拆成两份
     """
     for name, tensor in trainable_state(model).items():
-        tensor.copy_(weights[name])
+        tensor.copy_(like(weights[name], tensor))  # 切成几片的，只写自己的一片
 
 
 def _fitting_weights(directory: Path, model: nn.Module) -> dict[str, Tensor]:
@@ -281,6 +293,7 @@ def _fitting_optimizer_state(path: Path, model: nn.Module, optimizer: Optimizer)
     parameters = {id(p): (name, tuple(p.shape)) for name, p in model.named_parameters()}
     order = [parameters[id(p)] for group in optimizer.param_groups for p in group["params"]]
     known = {name: (index, shape) for index, (name, shape) in enumerate(order)}
+    live = [p for group in optimizer.param_groups for p in group["params"]]  # 同样的次序
     state: dict[int, dict[str, Tensor]] = {}  # 库要的样子
     for key, tensor in read_weights(path).items():
         name, _, part = key.rpartition("/")  # 参数名里只有点
@@ -292,7 +305,7 @@ def _fitting_optimizer_state(path: Path, model: nn.Module, optimizer: Optimizer)
                 f"the optimizer's parameter is {shape or 'not there'}"
             )
         # clone：读出来的张量还映射着文件，Windows 上会使旧存档删不掉
-        state.setdefault(index, {})[part] = tensor.clone()
+        state.setdefault(index, {})[part] = like(tensor.clone(), live[index])
     # 各组的设置用现在的：与存下的是否相同，由配置的比对负责
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 

@@ -61,13 +61,15 @@ def measure(trainer: Trainer, should_stop: Callable[[], bool]) -> EvaluationRepo
     )
     if found is None:
         return None  # 半份数据的平均不可比
+    # 人人量了同样的题；听 rank 0 的，末位不同也不会有人提前停、有人接着走
+    loss, n_targets = trainer.processes.broadcast([found.loss, found.n_targets])
     return EvaluationReport(
         step=trainer.state.step,  # 走完了几步
-        loss=found.loss,  # 每道题的平均
-        bits_per_byte=bits_per_byte(found.loss, trainer.bytes_per_token),
-        n_targets=found.n_targets,  # 题数：这个数字有多可信
+        loss=loss,  # 每道题的平均
+        bits_per_byte=bits_per_byte(loss, trainer.bytes_per_token),
+        n_targets=n_targets,  # 题数：这个数字有多可信
         seconds=time.perf_counter() - began,  # 与训练的步分开计，见 train_state.py
-        improved=trainer.state.is_better(found.loss),  # 与以前的比，还没有记下
+        improved=trainer.state.is_better(loss),  # 与以前的比，还没有记下
     )
 
 

@@ -34,8 +34,16 @@ import torch
 from torch import Tensor
 
 from foundation.demonstration import run_demo
+from foundation.devices import seed_everything
+from training.distributed import Processes
 
-__all__ = ["kept_random_state", "random_state", "set_random_state"]
+__all__ = [
+    "everyones_random_state",
+    "kept_random_state",
+    "random_state",
+    "set_own_random_state",
+    "set_random_state",
+]
 
 
 def random_state() -> dict[str, Tensor]:
@@ -72,6 +80,43 @@ def set_random_state(state: Mapping[str, Tensor]) -> None:
             torch.cuda.set_rng_state(value, int(index))
         elif kind == "mps" and torch.backends.mps.is_available():
             torch.mps.set_rng_state(value)
+
+
+def everyones_random_state(processes: Processes) -> dict[str, Tensor]:
+    """几个进程的状态放在一起：rank 0 的照旧，别人的名字前加 rank1/、rank2/……
+
+    约定：集体的；一个进程时就是 random_state()
+    """
+    mine = random_state()
+    if processes.size == 1:
+        return mine
+    # 都是整数，写成 JSON 不丢什么；一份约几千个数
+    packed = {name: [str(t.dtype).removeprefix("torch."), t.tolist()] for name, t in mine.items()}
+    return {
+        name if rank == 0 else f"rank{rank}/{name}": torch.tensor(
+            numbers, dtype=getattr(torch, kind)
+        )
+        for rank, state in enumerate(processes.gather(packed))
+        for name, (kind, numbers) in state.items()
+    }
+
+
+def set_own_random_state(state: Mapping[str, Tensor], processes: Processes) -> None:
+    """从大家的状态里放回自己的；存的时候没有这么多进程，就从 rank 0 的推出一份。
+
+    约定：推出来的各进程不同，同样的存档推几遍都相同
+    为什么不能都用 rank 0 的：两个进程的 dropout 会抹掉同样的位置
+    """
+    prefix = f"rank{processes.rank}/"
+    own = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    if own:
+        set_random_state(own)
+        return
+    set_random_state({name: tensor for name, tensor in state.items() if "/" not in name})
+    if not processes.is_main:
+        # 抽 rank + 1 个，用最后一个：人人从同一串里各取一个
+        drawn = torch.randint(2**62, (processes.rank + 1,))[-1]
+        seed_everything(int(drawn))
 
 
 @contextmanager

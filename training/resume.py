@@ -32,13 +32,14 @@ from typing import TYPE_CHECKING, Any
 from foundation.files import read_json
 from training.checkpoint import latest_checkpoint, load_checkpoint, plain_model, save_checkpoint
 from training.checkpoint_list import TRAINER_FILE
+from training.distributed import refuse_differences
 from training.run_description import compare_runs, describe_run
 from training.train_state import TrainState
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
 
-__all__ = ["restore_run", "save_run"]
+__all__ = ["check_agreement", "restore_run", "save_run"]
 
 
 def save_run(trainer: Trainer, total_seconds: float) -> Path:
@@ -69,6 +70,7 @@ def save_run(trainer: Trainer, total_seconds: float) -> Path:
         val_loss=state.val_loss if state.last_evaluated == state.step else None,
         keep_last=trainer.config.keep_last,
         write_more=lambda temporary: trainer.tell("write_files", temporary),  # 清单写在它们之后
+        processes=trainer.processes,
     )
 
 
@@ -97,10 +99,27 @@ def restore_run(trainer: Trainer, *, allow_changes: bool) -> None:
         trainer.warn(f"resumed with a difference: {note}")
     # ③ 放回
     # 权重与随机数若放不进去会抛错，所以计数最后才换：不留半新半旧的 Trainer
-    load_checkpoint(checkpoint.directory, trainer.model, trainer.take_step.optimizer)
+    load_checkpoint(
+        checkpoint.directory, trainer.model, trainer.take_step.optimizer, trainer.processes
+    )
     trainer.take_step.scaler.load_state_dict(saved["scaler"])
     trainer.take_step.spikes.load_state_dict(saved.get("spike_windows", {}))  # 旧的存档里没有
     trainer.state = state  # 从这一步接着走
+
+
+def check_agreement(trainer: Trainer, **how: bool) -> None:
+    """几个进程要做的是不是同一件事：配置、模型、数据、分词器、怎样开始，逐项比对。
+
+    错误：差一项 → 人人抛同一个 ValueError，写明键与两个值；一步也没有走
+    约定：设备不比：各用各的卡；环境也不比，末几位的差别由 share_account 挡住
+    """
+    if trainer.processes.size == 1:
+        return
+    description = _describe(trainer, 1)  # 第一步用的数据，不管要从哪里接着走
+    del description["environment"]
+    # 比全部字段，不只影响权重的：隔多少步评估不同，也会互相等下去
+    description["config"] = {**trainer.config.to_dict(), "device": trainer.device.type}
+    refuse_differences(trainer.processes, {**description, "start": dict(how)})
 
 
 def _describe(trainer: Trainer, step: int | None = None) -> dict[str, Any]:
@@ -119,4 +138,5 @@ def _describe(trainer: Trainer, step: int | None = None) -> dict[str, Any]:
         tokenizer=trainer.tokenizer,
         batches=trainer.batches,
         batch_index=steps * trainer.config.grad_accumulation - 1,
+        n_processes=trainer.processes.size,
     )

@@ -57,6 +57,7 @@ def describe_run(
     tokenizer: Tokenizer | None,
     batches: Callable[[int], Any],
     batch_index: int,
+    n_processes: int = 1,
 ) -> dict[str, Any]:
     """描述这次训练；全是 JSON 写得下的值，随存档存下。
 
@@ -85,6 +86,8 @@ def describe_run(
         "environment": {
             **describe_environment(device),
             "deterministic": config.deterministic or None,
+            # 几个进程分着加，次序不同，只差末几位；一个进程的旧存档里没有这一项
+            "processes": None if n_processes == 1 else n_processes,
         },
     }
     # ② 从 JSON 走一遭：元组变成列表，与存过再读的那份才可比
@@ -102,7 +105,8 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         described = dict(to_dict())  # 一个字段一项
     else:
         # repr 里写着每一层的类型与尺寸；说不出差在哪里，但看得出有差别
-        described = {"structure": sha256(repr(model).encode()).hexdigest()}
+        # 切没切成几片不算差别：FSDP 给类名加了这个前缀
+        described = {"structure": sha256(repr(model).replace("FSDP", "").encode()).hexdigest()}
     # 零件自己的配置（例如每个 LoRA 适配器的），相同的只记一次
     parts = {
         repr(part)

@@ -43,6 +43,7 @@ from foundation.checks import (
 )
 from foundation.demonstration import run_demo
 from foundation.devices import PRECISIONS
+from training.distributed import PARALLEL_KINDS
 from training.optimizer import OPTIMIZERS
 from training.schedule import SCHEDULES, learning_rate
 from training.spike_watch import SPIKE_ACTIONS
@@ -61,7 +62,7 @@ class TrainConfig:
     # ── 走多远 ──────────────────────────────────────────────────────────
     steps: int = 1000  # 更新多少次
     batch_size: int | None = None  # 一个微批次有几行；None = 由 batches 决定
-    grad_accumulation: int = 1  # 几个微批次合成一步；内存不够时减批次、加它
+    grad_accumulation: int = 1  # 几个微批次合成一步；内存不够时减批次、加它；几个进程就大家分
     # ── 步子多大：见 schedule.py ────────────────────────────────────────
     learning_rate: float = 3e-4  # 最大的学习率
     min_lr_ratio: float = 0.1  # 末尾的学习率是最大的几成
@@ -80,6 +81,7 @@ class TrainConfig:
     precision: str = "auto"  # auto、fp32、bf16、fp16（只在 CUDA 上），见 mixed_precision.py
     gradient_checkpointing: str = "none"  # selective、block：拿时间换内存，结果不变
     device: str = "auto"  # auto、cpu、cuda、cuda:1、mps
+    parallel: str = "none"  # 几个进程怎样合：none、ddp、fsdp，见 sharding.py
     seed: int = 0  # dropout 等的随机数；数据的次序由 batches 自己的种子决定
     # ── 看与存：改这些不影响权重 ────────────────────────────────────────
     eval_every: int = 100  # 隔多少步评估一次
@@ -114,6 +116,13 @@ class TrainConfig:
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("precision", self.precision, PRECISIONS)
+        check_choice("parallel", self.parallel, PARALLEL_KINDS)
+        # Muon 要对整个矩阵正交化，FSDP 的每个进程只有几行
+        if self.parallel == "fsdp" and self.optimizer == "muon":
+            raise ValueError(
+                "optimizer 'muon' needs whole matrices, parallel 'fsdp' splits them; "
+                "choose parallel 'ddp' or optimizer 'adamw'"
+            )
         check_choice("gradient_checkpointing", self.gradient_checkpointing, KINDS)
         check_choice("spike_action", self.spike_action, SPIKE_ACTIONS)
         if not isinstance(self.device, str):

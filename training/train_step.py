@@ -54,9 +54,11 @@ from training.accumulation import (
     gradients_of,
     scale_gradients,
 )
+from training.distributed import ALONE, Processes
 from training.hook_base import StepReport
 from training.mixed_precision import LossScaler
 from training.optimizer import build_optimizer, set_learning_rate
+from training.sharding import synchronized
 from training.spike_watch import SpikeWatch
 from training.train_config import TrainConfig
 
@@ -89,7 +91,10 @@ class TrainStep:
         *,
         device: torch.device,
         precision: str,
+        processes: Processes = ALONE,
     ) -> None:
+        processes.check_divides(config.grad_accumulation)  # 每个进程要有同样多的微批次
+        self.processes = processes
         # 模型是什么、数据从哪里来，这里都不问：只要 loss_fn 接得住
         self.model, self.batches, self.loss_fn = model, batches, loss_fn
         self.config, self.device, self.precision = config, device, precision
@@ -127,11 +132,13 @@ class TrainStep:
         pieces = self._accumulate(step)
         # ③ 全部取回，只等设备这一次
         gradients = gradients_of(self.parameters)  # 没用到的参数没有
-        sums, counts, raw_norm = fetch(pieces.losses, pieces.counts, gradient_norm(gradients))
+        local = fetch(pieces.losses, pieces.counts, gradient_norm(gradients))
+        sums, counts, raw_norm, n_tokens = share_account(self.processes, *local, pieces.n_tokens)
         total = sum(counts)  # Σnₐ，当分母
         problem = find_problem(sums, total, raw_norm)
         # 一道题也没有时，平均无从谈起
-        divisor = total * pieces.weight or math.nan
+        # 几个进程的梯度，合的时候平均了：乘回 W，也就是少除 W
+        divisor = total * pieces.weight / self.processes.size or math.nan
         norm = raw_norm / divisor  # ‖g‖，平均损失的
         loss = math.fsum(sums) / total if total else math.nan
         self.scaler.update(overflowed=bool(problem))  # 溢出就减半，久不溢出就试着加倍
@@ -148,10 +155,10 @@ class TrainStep:
             loss=loss,
             learning_rate=rate,  # 这一步用的
             grad_norm=norm,  # 裁剪之前
-            n_tokens=pieces.n_tokens,
+            n_tokens=n_tokens,
             seconds=time.perf_counter() - began,
             problem=problem,
-            window_ids=bad_windows(sums, pieces.windows) if problem or spikes else (),
+            window_ids=self._bad_windows(sums, pieces) if problem or spikes else (),
             spikes=spikes,
         )
 
@@ -165,21 +172,60 @@ class TrainStep:
         """
         n_pieces, pieces = self.config.grad_accumulation, Pieces()
         first = 0 if self.config.overfit_one_batch else step * n_pieces
-        for index in range(first, first + n_pieces):
+        mine = self.processes.share_of(first, n_pieces)  # 一个进程时就是全部
+        for index in mine:
             batch = self.batches(index).to(self.device)  # 编号的纯函数
             size = count_tokens(batch)
             # 一步之内用同一个倍数，梯度才能相加
-            pieces.weight = pieces.weight or self.scaler.weight(size)
-            # 反向不放进 autocast：它自己会沿用前向时的类型
-            with autocast_context(self.precision, self.device):
-                loss, n_targets = self.loss_fn(self.model, batch)  # 和，不是平均
-            torch.autograd.backward(loss if pieces.weight == 1.0 else loss * pieces.weight)
+            pieces.weight = pieces.weight or self._weight(size)
+            # 几个进程：只有最后一个微批次才通信，前面的在本地加
+            with synchronized(self.model, now=index == mine[-1]):
+                # 反向不放进 autocast：它自己会沿用前向时的类型
+                with autocast_context(self.precision, self.device):
+                    loss, n_targets = self.loss_fn(self.model, batch)  # 和，不是平均
+                torch.autograd.backward(loss if pieces.weight == 1.0 else loss * pieces.weight)
             # detach：留着计算图，整步的激活就都放不掉
             pieces.losses.append(loss.detach())
             pieces.counts.append(n_targets)  # 张量的也不取
             pieces.windows.append(tuple(getattr(batch, "window_ids", ())))
             pieces.n_tokens += size  # 有没有题都算
         return pieces
+
+    def _weight(self, size: int) -> float:
+        """fp16 的倍数；批的大小不一时各进程会选出不同的，梯度就加不起来，所以听 rank 0 的。"""
+        weight = self.scaler.weight(size)
+        return float(self.processes.broadcast(weight)) if self.scaler.enabled else weight
+
+    def _bad_windows(self, sums: Sequence[float], pieces: Pieces) -> tuple[int, ...]:
+        """出问题的窗口；微批次散在各进程里，合起来、排回原来的次序再看。"""
+        windows = pieces.windows  # 一个进程时，这就是全部
+        if self.processes.size > 1:
+            found = self.processes.gather([[int(n) for n in ids] for ids in windows])
+            # 第 a 个微批次在 rank a mod W 那里，是它的第 a // W 个
+            windows = [tuple(ids) for together in zip(*found, strict=True) for ids in together]
+        return bad_windows(sums, windows)
+
+
+def share_account(
+    processes: Processes, sums: list[float], counts: list[float], norm: float, n_tokens: int
+) -> tuple[list[float], list[float], float, int]:
+    """几个进程的账合成一份：(全体的损失之和, 全体的题数, 梯度的长度, 几个词元)。
+
+    形状：各进程 A/W 项 → 人人同样的 A 项，次序与一个进程时相同
+    约定：一步只合这一次；损失是不是 NaN、跳不跳过，人人看的是同一份，所以一起走、一起停
+    """
+    if processes.size == 1:
+        return sums, counts, norm, n_tokens
+    # 各填自己的格子，别人的格子填 0，加起来就齐了：NaN 加 0 还是 NaN
+    n, rank, size = len(sums) * processes.size, processes.rank, processes.size
+    vector = [0.0] * (2 * n)
+    vector[rank:n:size], vector[n + rank :: size] = sums, counts
+    # 长度人人都算出来了，只取 rank 0 的：不同的机器末位也许不同
+    # 题数也在里面：除的是全体的 Σn，不是自己那几批的
+    *whole, norm, n_tokens_all = processes.sum(
+        [*vector, norm if processes.is_main else 0.0, float(n_tokens)]
+    )
+    return whole[:n], whole[n:], norm, int(n_tokens_all)
 
 
 def count_tokens(batch: Any) -> int:

@@ -47,13 +47,15 @@ from foundation.devices import pick_device, resolve_precision, seed_everything
 from tokenization.tokenizer import Tokenizer
 from training.accumulation import LossFunction, language_model_loss
 from training.determinism import deterministic_mode
+from training.distributed import connect, own_device
 from training.divergence import TrainingDivergedError, react_to_skipped_step, react_to_spike
 from training.evaluating import conclude, judge, measure
 from training.hook_base import EvaluationReport, Hook, HookList, StepReport, TrainResult
 from training.interrupt import GracefulStop
 from training.preflight import check_before_training
-from training.resume import restore_run, save_run
+from training.resume import check_agreement, restore_run, save_run
 from training.run_directory import RunDirectory
+from training.sharding import wrap
 from training.train_config import TrainConfig
 from training.train_state import TrainState
 from training.train_step import TrainStep
@@ -89,7 +91,8 @@ class Trainer:
     ) -> None:
         # ① 配置里的 "auto" 在这里定下来，后面的人只看到真正用的值
         self.config = config = config or TrainConfig()
-        self.device = pick_device(config.device)
+        self.processes = connect(config.parallel)  # torchrun 里有几个；直接运行就只有自己
+        self.device = own_device(pick_device(config.device), self.processes)
         if self.device.type == "cpu":
             keep_freed_memory()  # 每步要的内存一样多：留着用，省下几十万次缺页
         self.precision = resolve_precision(config.precision, self.device)  # fp32、bf16 或 fp16
@@ -97,17 +100,25 @@ class Trainer:
             use_checkpointing(model, config.gradient_checkpointing)
         # ② 先搬模型，再建优化器：优化器认的是搬过去之后的参数
         self.model = model.to(self.device)
-        self.batches, self.loss_fn, self.hooks = batches, loss_fn, HookList(self, hooks)
+        self.batches, self.loss_fn = batches, loss_fn
+        self.hooks = HookList(self, hooks if self.processes.is_main else ())  # 只有一个说话
         self.val_batches, self.bytes_per_token = val_batches, bytes_per_token
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.tokenizer = tokenizer  # 训练用不着，存档用得着
         # ③ 一步怎样走，全归它；循环只管何时走
         self.take_step = TrainStep(
-            self.model, batches, loss_fn, config, device=self.device, precision=self.precision
+            wrap(self.model, config.parallel, self.processes, self.device),  # 一个进程时不包
+            batches,
+            loss_fn,
+            config,
+            device=self.device,
+            precision=self.precision,
+            processes=self.processes,
         )
         self.state = TrainState()  # 循环自己记得的一切，随存档来去
         self._saved_step: int | None = None  # 哪一步已经存好，免得存两遍
         self._stop: GracefulStop | None = None  # 只在 fit() 里面有
+        self._agreed = False  # 几个进程说好了要停，见 _agree_on_stop
         self._began = 0.0  # 这次 fit() 从何时算起
 
     # ── 从头走到尾 ──────────────────────────────────────────────────────
@@ -134,9 +145,10 @@ class Trainer:
         # ExitStack：占住的目录、换掉的信号，无论怎样结束都按相反的次序放回
         with ExitStack() as stack:
             # ① 占住目录、放回存档或播下种子；任何毛病都在第 0 步之前说清
+            check_agreement(self, resume=resume, overwrite=overwrite, allow_changes=allow_changes)
             if self.run_dir is not None:
-                directory = RunDirectory(self.run_dir)
-                stack.enter_context(directory.claimed(resume=resume, overwrite=overwrite))
+                claim = RunDirectory(self.run_dir).claimed(resume=resume, overwrite=overwrite)
+                self.processes.on_main(lambda: stack.enter_context(claim))
             elif resume:
                 raise ValueError("resume needs a run_dir to resume from")  # 绝不悄悄从头练
             stack.enter_context(deterministic_mode(self.config.deterministic))
@@ -151,7 +163,7 @@ class Trainer:
                 self.state.total_seconds = result.total_seconds  # 下次接着加
             finally:
                 self.tell("on_end", result)  # None = 中途出错
-                self._stop = None  # 旗只属于这一次
+                self._stop, self._agreed = None, False  # 旗只属于这一次
         return result
 
     def _begin(self, resume: bool, allow_changes: bool) -> None:
@@ -163,7 +175,8 @@ class Trainer:
             restore_run(self, allow_changes=allow_changes)  # 随机数也放回
             self._saved_step = self.state.step  # 刚读出来的，不必再存
         elif self.state.step == 0:
-            seed_everything(self.config.seed)  # 从头：dropout 也可重现
+            # 从头：dropout 也可重现；各进程抹掉的位置不同，才像一个大批
+            seed_everything((self.config.seed + self.processes.rank) % 2**63)
         check_before_training(self)
         self.model.train()  # 打开 dropout
 
@@ -174,6 +187,7 @@ class Trainer:
         问与做都只看 self.state：续训放回的也是它，所以断在哪里，都从下一个问题接着问
         """
         while True:
+            self._agree_on_stop()
             # ① 量：也许就此成了最好的一次，或许久没有进步的最后一次
             if self._evaluation_is_due():
                 self._evaluate_and_judge()
@@ -225,7 +239,15 @@ class Trainer:
     @property
     def _stopping(self) -> bool:
         # 在 fit() 之外没有人接管信号，也就没有人能请停
-        return self._stop is not None and self._stop.requested
+        # 几个进程：自己的旗不算，说好了的才算，否则有人走、有人停
+        asked = self._stop is not None and self._stop.requested
+        return asked if self.processes.size == 1 else self._agreed
+
+    def _agree_on_stop(self) -> bool:
+        """有一个进程收到 Ctrl-C，大家就在同一处停；集体的，只在说好的地方问。"""
+        if self._stop is not None:
+            self._agreed = self.processes.any(self._stop.requested)
+        return self._stopping
 
     @property
     def _stale(self) -> bool:
@@ -241,13 +263,13 @@ class Trainer:
         约定：随时可以调用，不改计数：不影响「最好的」，也不影响提前停
         错误：没有给 val_batches，或里面一道题也没有 → ValueError
         """
-        report = measure(self, lambda: self._stopping)
+        report = measure(self, self._agree_on_stop)
         assert report is not None, "only a stop inside fit() cuts an evaluation short"
         return report
 
     def _evaluate_and_judge(self) -> None:
         """评估一次，记下好坏；这一步若已存过，就要带着损失重新存。"""
-        report = measure(self, lambda: self._stopping)
+        report = measure(self, self._agree_on_stop)
         # 半路请停：没量完的不算数，续训之后第一件事就是补上它
         if report is None:
             return
@@ -258,7 +280,8 @@ class Trainer:
 
     def warn(self, message: str) -> None:
         """有什么不对劲：说给听警告的钩子；没有人听，就走 Python 的 warnings。"""
-        self.hooks.warn(message)
+        if self.processes.is_main:  # 一句话不必说 W 遍
+            self.hooks.warn(message)
 
     def message(self, text: str) -> None:
         """给人看的一段话，例如写出来的样例；怎样显示由钩子定。"""

@@ -45,6 +45,7 @@ def test_it_cannot_be_changed_in_passing():
 def test_every_field_either_changes_the_arithmetic_or_only_how_we_look():
     looking = {"device", "eval_every", "eval_batches", "save_every", "keep_last", "patience"}
     looking |= {"gradient_checkpointing"}  # the same numbers, computed twice
+    looking |= {"parallel"}  # the same numbers, shared out
     names = {field.name for field in dataclasses.fields(TrainConfig)}
     # these decide when a step is left out, or which of two equal sums is taken
     sometimes = {"max_skipped_steps", "spike_action", "spike_factor", "spike_window"}

@@ -1,0 +1,70 @@
+"""Two processes on one machine, started as a user would: by torchrun."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def torchrun(*arguments, n_processes=2, restarts=0, timeout=200, **environment):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(n_processes), "--max-restarts", str(restarts)]
+    variables = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONIOENCODING": "utf-8",
+        "USE_LIBUV": "0",  # torch for Windows is built without it
+        **environment,
+    }
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        env=variables,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def task():
+    """The same task in this process, alone."""
+    sys.path.insert(0, str(HERE))
+    try:
+        return importlib.import_module("task")
+    finally:
+        sys.path.remove(str(HERE))
+
+
+@pytest.fixture(scope="session")
+def launch():
+    return torchrun
+
+
+@pytest.fixture(scope="session")
+def run_worker(launch):
+    """Run scenarios in two processes; what each of them found, by scenario and rank."""
+
+    def run(folder, *scenarios, **options):
+        done = launch(HERE / "worker.py", folder, *scenarios, **options)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return {
+            name: [
+                json.loads((folder / f"{name}-{rank}.json").read_text(encoding="utf-8"))
+                for rank in range(2)
+            ]
+            for name in scenarios
+        }
+
+    return run
