@@ -9,6 +9,8 @@ r"""每个提速值多少？——各有一个名字、一个开关；关掉它�
 
 $$\text{一个提速的份额} = \frac{t(\text{关掉它})}{t(\text{全开})} - 1$$
 
+关着的时候量到的是「别的都在，独缺它」：几个提速相乘，份额不能直接相加。
+
 这些开关只改快慢，不改公式：两边的结果只差舍入，由各页的测试对照。
 benchmarks/train_throughput.py --shares 逐个关掉，印出各自的份额。
 
@@ -48,21 +50,29 @@ def without(*names: str) -> Iterator[None]:
 def demo() -> None:
     """开、关、再开；写错名字当场就知道。"""
     # 全开是默认的样子
-    print("提速的名字：" + "、".join(SPEED_UPS))
+    print(f"① {len(SPEED_UPS)} 个提速，默认全开：" + "、".join(SPEED_UPS))
     with without("blocked", "pieces"):
         # 关着的只有点了名的
         off = [name for name, on in SPEED_UPS.items() if not on]
-        print(f"里面关着 {off}")
+        print(f"② 里面关着 {len(off)} 个：{off}")
         assert off == ["pieces", "blocked"]
     # 出来之后一个也不少
     assert all(SPEED_UPS.values())
-    print(f"出来之后 {sum(SPEED_UPS.values())} 个全开")
+    print(f"③ 出来之后 {sum(SPEED_UPS.values())} 个全开")
     # 写错的名字若被悄悄忽略，量出来的「份额」就全是零
     try:
         with without("blokced"):
             pass
     except KeyError as error:
-        print(f"写错名字：没有 {error} 这个提速")
+        print(f"④ 写错名字：没有 {error} 这个提速")
+    # 出错也照样恢复：否则一次失败的测量，会拖慢后面所有的
+    try:
+        with without("written"):
+            raise RuntimeError("stopped half way")
+    except RuntimeError:
+        print(f"⑤ 半路出错：written 又是 {SPEED_UPS['written']}")
+    # finally 在抛出去之前已经做完
+    assert SPEED_UPS["written"]
 
 
 if __name__ == "__main__":
