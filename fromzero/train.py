@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from foundation.checks import check_int
 from foundation.files import write_json
 from fromzero.arguments import parse_options
 from fromzero.option_types import MaybeInt, MaybePath, MaybeText, free_directory, harmless
+from fromzero.train_report import overview, prompts, report_and_sample
 from fromzero.training_options import (
     OPTIONS_FILE,
     ModelOptions,
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
     from gpt_model.config import GPTConfig
     from gpt_model.model import GPT
     from tokenization.tokenizer import Tokenizer
+    from training.distributed import Processes
     from training.token_shard import TokenShard
     from training.train_config import TrainConfig
     from training.trainer import Trainer
 
+    Prepared = tuple[TokenShard, TokenShard, Tokenizer]
+
 INTERRUPTED = 130
-PROMPT_TOKENS = 8
+RUNS = Path("runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,7 @@ class Options:
         fromzero train --data "books/*.txt" --preset modern-mini --vocab-size 4096 --steps 2000
         fromzero train --n-layers 2 --dim 64 --overfit-one-batch --steps 200
         fromzero train --resume runs/gpt-micro
+        torchrun --nproc-per-node 2 -m fromzero train --parallel ddp --grad-accumulation 2
     """
 
     # what to learn from
@@ -154,38 +159,71 @@ def recipe_options(name: str) -> Options:
 
 def run(options: Options) -> int:
     """Text → tokens → model → training → samples."""
+    from training.distributed import connect
     from training.run_directory import RunDirectory
 
     # ① everything that can be wrong is found before anything takes long
+    processes = connect(options.training.parallel)
+    options = place(options, processes)
     training = options.training.to_config()
     config, tokenizer = choose_model(options)
     block_size = config.max_seq_len if options.block_size is None else options.block_size
     check_int("block_size", block_size, 1, config.max_seq_len)
-    refuse_what_cannot_fit(options, config, training, block_size)
+    processes.check_divides(training.grad_accumulation)
+    warning = refuse_what_cannot_fit(options, config, training, block_size)
+    if warning and processes.is_main:
+        warnings.warn(warning, stacklevel=1)
     resuming, overwrite = options.resume is not None, options.overwrite
-    out = options.resume or options.out or free_directory(Path("runs"), options.preset)
-    with RunDirectory(out).claimed(resume=resuming, overwrite=overwrite):
-        pass
-    # ② text → tokens, on disk
-    train, val, tokenizer = prepare(options, config, tokenizer)
+    out = options.resume or options.out
+    assert out is not None
+    claim = RunDirectory(out).claimed(resume=resuming, overwrite=overwrite)
+    with ExitStack() as stack:
+        processes.on_main(lambda: stack.enter_context(claim))
+    # ② text → tokens, on disk; the first process makes them, the others find them there
+    made: list[Prepared] = []
+    processes.on_main(lambda: made.append(prepare(options, config, tokenizer)))
+    train, val, tokenizer = made[0] if made else prepare(options, config, tokenizer, quiet=True)
     config = config.replace(vocab_size=max(tokenizer.vocab_size, options.model.vocab_size or 0))
     # ③ how long; written down, so that a resumed run is the same run
     if options.training.steps is None:
-        steps = choose_steps(options, config, training, block_size, train)
-        training = training.replace(steps=steps)
+        steps = choose_steps(options, config, training, block_size, train, processes.size)
+        training = training.replace(steps=processes.broadcast(steps))
     written = replace(options.training, steps=training.steps)
     options = replace(options, out=out, training=written, resume=None, overwrite=False)
     # ④ train
     trainer = build_trainer(options, config, training, block_size, (train, val), tokenizer)
-    print(overview(options, trainer, config, block_size, (train, val), tokenizer), flush=True)
+    if processes.is_main:
+        print(overview(options, trainer, config, block_size, (train, val), tokenizer), flush=True)
     result = trainer.fit(resume=resuming, overwrite=overwrite, allow_changes=options.allow_changes)
     if result.interrupted:
-        print(f"to go on: fromzero train --resume {out}")
+        if processes.is_main:
+            print(f"to go on: fromzero train --resume {out}", flush=True)
         return INTERRUPTED
     # ⑤ what has it learned?
-    if not training.overfit_one_batch:
+    if processes.is_main and not training.overfit_one_batch:
         report_and_sample(options, out, val)
     return 0
+
+
+def place(options: Options, processes: Processes) -> Options:
+    """Decide where the run goes; all processes agree on it.
+
+    When torchrun starts us again after a process has died, the run that we had begun goes on.
+    """
+    from training.checkpoint_list import list_checkpoints
+    from training.restart import earlier_attempt
+
+    if options.resume is not None:
+        return options
+    begun = earlier_attempt(options.out or RUNS, processes)
+    if begun is not None and processes.broadcast(bool(list_checkpoints(begun))):
+        if processes.is_main:
+            print(f"restarted by torchrun: going on from the checkpoints in {begun}", flush=True)
+        return replace(load_options(Options, begun), resume=begun)
+    out = begun or options.out
+    if out is None:
+        out = Path(processes.broadcast(str(free_directory(RUNS, options.preset))))
+    return replace(options, out=out)
 
 
 def choose_model(options: Options) -> tuple[GPTConfig, Tokenizer | None]:
@@ -211,13 +249,13 @@ def choose_model(options: Options) -> tuple[GPTConfig, Tokenizer | None]:
 
 def refuse_what_cannot_fit(
     options: Options, config: GPTConfig, training: TrainConfig, block_size: int
-) -> None:
-    """Estimate the memory before any work is done."""
+) -> str | None:
+    """Estimate the memory before any work is done; return what to warn of."""
     from foundation.devices import pick_device, resolve_precision
     from training.memory_advice import check_memory
 
     device = pick_device(training.device)
-    warning = check_memory(
+    return check_memory(
         config,
         batch_size=options.training.batch_size,
         seq_len=block_size,
@@ -225,13 +263,11 @@ def refuse_what_cannot_fit(
         precision=resolve_precision(training.precision, device),
         device=device,
     )
-    if warning:
-        warnings.warn(warning, stacklevel=2)
 
 
 def prepare(
-    options: Options, config: GPTConfig, tokenizer: Tokenizer | None
-) -> tuple[TokenShard, TokenShard, Tokenizer]:
+    options: Options, config: GPTConfig, tokenizer: Tokenizer | None, *, quiet: bool = False
+) -> Prepared:
     """Tokenize the corpus, or find the tokens of last time."""
     from rich.console import Console
 
@@ -242,7 +278,8 @@ def prepare(
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
     name = re.sub(r"[^\w+.-]+", "-", options.data).strip("-.")[-40:]
     directory = options.data_dir / f"{name}-{digest}"
-    with Console(stderr=True).status(f"reading {options.data}, learning the tokenizer") as status:
+    console = Console(stderr=True, quiet=quiet)
+    with console.status(f"reading {options.data}, learning the tokenizer") as status:
         train, val = prepare_data(
             options.data,
             options.tokenizer if tokenizer is None else tokenizer,
@@ -258,9 +295,17 @@ def prepare(
 
 
 def choose_steps(
-    options: Options, config: GPTConfig, training: TrainConfig, block_size: int, train: TokenShard
+    options: Options,
+    config: GPTConfig,
+    training: TrainConfig,
+    block_size: int,
+    train: TokenShard,
+    n_processes: int = 1,
 ) -> int:
-    """As many updates as fit into --minutes here, but no more than --max-epochs."""
+    """As many updates as fit into --minutes here, but no more than --max-epochs.
+
+    Measured in each process at the same time, so that they share the machine as in training.
+    """
     from evaluation.throughput import Workload, steps_in
     from foundation.checks import check_float
     from foundation.devices import pick_device
@@ -269,7 +314,7 @@ def choose_steps(
     n_tokens = int(options.max_epochs * train.n_tokens)
     workload = Workload("", config, n_tokens, options.training.batch_size, block_size)
     device = pick_device(training.device)
-    n_batches, speed = steps_in(options.minutes, workload, device, training.precision)
+    n_batches, _ = steps_in(n_processes * options.minutes, workload, device, training.precision)
     return max(1, n_batches // training.grad_accumulation)
 
 
@@ -325,73 +370,3 @@ def build_hooks(options: Options, tokenizer: Tokenizer, val: TokenShard) -> list
 
         hooks.append(SampleHook(write, options.sample_every))
     return hooks
-
-
-def prompts(options: Options, val: TokenShard, tokenizer: Tokenizer) -> list[str]:
-    """Beginnings to continue: the user's, or those of three texts the model has not seen."""
-    if options.prompt:
-        return list(options.prompt)
-    starts: list[int] = val.document_starts.tolist()
-    if len(starts) < 4:
-        starts = [val.n_tokens * part // 4 for part in range(4)]
-    found = []
-    for start in (starts[len(starts) * part // 4] for part in (1, 2, 3)):
-        ids = val.tokens[start : start + PROMPT_TOKENS].tolist()
-        found.append(tokenizer.decode(ids, skip_special=True).rstrip("\ufffd"))
-    return [text for text in found if text.strip()] or ["\n"]
-
-
-def overview(
-    options: Options,
-    trainer: Trainer,
-    config: GPTConfig,
-    block_size: int,
-    shards: tuple[TokenShard, TokenShard],
-    tokenizer: Tokenizer,
-) -> str:
-    """The run in a few lines, and one batch to look at."""
-    from gpt_model.sizes import count_parameters, human, training_memory
-    from training.diagnostics import look_at_batch
-
-    train, val = shards
-    training, batch_size = trainer.config, options.training.batch_size
-    per_step = batch_size * training.grad_accumulation * block_size
-    n_tokens = training.steps * per_step
-    memory = training_memory(config, batch_size, block_size, precision=trainer.precision).total
-    rows = {
-        "data": f"{options.data}: {train.n_tokens:,} tokens to learn from, {val.n_tokens:,} to "
-        "validate on",
-        "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size} tokens, "
-        f"{train.bytes_per_token:.2f} bytes per token",
-        "model": f"{options.preset}, {count_parameters(config).total:,} parameters",
-        "memory": f"about {human(memory, 'B')}",
-        "training": f"{training.steps:,} steps of {per_step:,} tokens: {human(n_tokens)} tokens, "
-        f"{n_tokens / train.n_tokens:.1f} times the data; {trainer.device}, {trainer.precision}",
-        "run": str(options.out),
-    }
-    lines = [f"{name:<11}{value}" for name, value in rows.items()]
-    return "\n".join([*lines, "", look_at_batch(trainer.batches(0), tokenizer, rows=1), ""])
-
-
-def report_and_sample(options: Options, out: Path, val: TokenShard) -> None:
-    """Measure the best checkpoint on the whole validation split, and let it write."""
-    from evaluation.perplexity import evaluate_shard
-    from fromzero.option_types import open_generator
-    from inference.sampling import SamplingParams
-
-    generator, directory = open_generator(out, options.training.device)
-    result = evaluate_shard(generator.model, val)
-    print(f"best checkpoint {directory}, on all {val.n_tokens:,} held-out tokens:")
-    print(f"  {result}")
-    if options.plot:
-        print(f"curves {out / 'loss.png'}")
-    for number, prompt in enumerate(prompts(options, val, generator.tokenizer)):
-        print(f"\n--- sample {number + 1}")
-        params = SamplingParams(max_new_tokens=120, temperature=0.8, top_k=40, seed=number)
-        sys.stdout.write(prompt)
-        for piece in generator.stream(prompt, params):
-            sys.stdout.write(harmless(piece))
-            sys.stdout.flush()
-        print()
-    print(f'\ngo on: fromzero generate --model {out} --prompt "..."')
-    print(f"       fromzero chat --model {out}")

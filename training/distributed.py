@@ -42,6 +42,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from foundation.demonstration import run_demo
 
@@ -179,13 +180,30 @@ def connect(parallel: str = "none") -> Processes:
             "give parallel 'ddp' (or 'fsdp')"
         )
     if not dist.is_initialized():
-        # 两个后端一起要：CPU 张量走 gloo，CUDA 张量走 nccl
-        cuda = torch.cuda.is_available()
-        if cuda:
+        if torch.cuda.is_available():
             torch.cuda.set_device(local_rank())  # 建进程组之前定好：各用各的卡
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        # 两个后端一起要：CPU 张量走 gloo，CUDA 张量走 nccl；Windows 与 macOS 只有 gloo
+        nccl = torch.cuda.is_available() and dist.is_nccl_available()
+        backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+        dist.init_process_group(
+            backend, store=meeting_place(), rank=rank, world_size=size, timeout=PATIENCE
+        )
         atexit.register(disconnect)
     return Processes(rank, size)
+
+
+def meeting_place() -> dist.Store:
+    """进程们互报地址的地方；torchrun 重来一遍，就换一个新的。
+
+    为什么：torchrun 的这块黑板几遍共用，上一遍死者的地址还写在上面；谁先读到旧的，
+        就去连一个没有人的地址，全体从此干等。每一遍的话前面加上是第几遍，就不会读错
+    约定：几台机器时各台数的遍数可能不同，只好照旧（那时设 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1）
+    """
+    # 与 init_process_group 自己做的一样，只是多套一层
+    store = next(rendezvous("env://", timeout=PATIENCE))[0]
+    one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "any"
+    return dist.PrefixStore(f"attempt-{attempt}", store)
 
 
 def local_rank() -> int:
@@ -194,7 +212,15 @@ def local_rank() -> int:
 
 
 def own_device(device: torch.device, processes: Processes) -> torch.device:
-    """设备是 CUDA 而没有指明哪块时，换成归自己的那一块；别的原样返回。"""
+    """设备是 CUDA 而没有指明哪块时，换成归自己的那一块；别的原样返回。
+
+    错误：苹果芯片的 GPU（mps）没有通信库 → ValueError
+    """
+    if processes.size > 1 and device.type == "mps":
+        raise ValueError(
+            f"device 'mps' cannot be shared by {processes.size} processes: it has no "
+            "communication library; use one process, or device 'cpu'"
+        )
     if processes.size > 1 and device.type == "cuda":
         return torch.device("cuda", local_rank())  # 写了 cuda:0 也一样：不能都挤在一块上
     return device

@@ -114,6 +114,8 @@ class Hook:
     """
 
     silent = False
+    # 要拿整个模型来算的；FSDP 把模型切开后，rank 0 独自算不了，见 HookList
+    needs_whole_model = False
 
     def on_start(self, trainer: Trainer) -> None:
         """训练开始：模型、优化器已就位，续训的也已经放回。"""
@@ -143,10 +145,16 @@ class Hook:
 class HookList:
     """几个钩子，在每个时刻逐个调用；训练循环只认识它。"""
 
-    def __init__(self, trainer: Trainer, hooks: Sequence[Hook]) -> None:
-        self.trainer, self.hooks = trainer, list(hooks)
+    def __init__(self, trainer: Trainer, hooks: Sequence[Hook], *, split: bool = False) -> None:
+        # 切成几片的模型（split），要人人一起算；只有 rank 0 有钩子，它独自算就会永远等下去
+        left_out = [hook for hook in hooks if split and hook.needs_whole_model]
+        self.trainer, self.hooks = trainer, [hook for hook in hooks if hook not in left_out]
         # 开始之前（例如放回存档时）的警告先攒着：那时还没有人在听
-        self._early: list[str] | None = []
+        self._early: list[str] | None = [
+            f"{type(hook).__name__} needs the whole model, which parallel 'fsdp' splits among the "
+            "processes; it is left out"
+            for hook in left_out
+        ]
 
     def tell(self, event: str, *facts: Any) -> None:
         """在名为 event 的时刻，按给的次序逐个调用。"""

@@ -85,6 +85,8 @@ class SampleHook(Hook):
     错误：every 不是正整数 → ValueError
     """
 
+    needs_whole_model = True
+
     def __init__(self, write: Callable[[Any], str], every: int | None = None) -> None:
         self.write = write  # 怎样生成由它定，这里不知道有分词器
         self.every = None if every is None else check_int("every", every, 1)
@@ -120,6 +122,8 @@ class GradientNormHook(Hook):
 
     公式：‖g‖ = √Σg²，按层合起来；看到的是裁剪之后的，各层的比例与裁剪之前相同
     """
+
+    needs_whole_model = True
 
     def __init__(self, every: int = 100) -> None:
         self.every = check_int("every", every, 1)  # 步；算一遍要等设备，不宜太勤

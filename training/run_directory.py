@@ -5,7 +5,8 @@ r"""一次训练的目录归谁用、能不能写、里面已有的东西怎么�
     ├── metrics.jsonl     每一步的数字，见 hooks.py
     ├── loss.png          曲线，见 loss_plot.py
     ├── .lock             锁：开着它的进程才算占着；进程一死，操作系统自动放开
-    └── .owner.json       占着的人是谁：只为出错时好说话
+    ├── .owner.json       占着的人是谁：只为出错时好说话
+    └── .attempt.json     torchrun 的哪一趟在用，见 restart.py
 
 进门的四道检查，次序不能换：
 
@@ -40,6 +41,7 @@ from foundation.checks import check_bool
 from foundation.demonstration import run_demo
 from foundation.files import read_json, sweep_temporaries, write_json
 from training.checkpoint_list import list_checkpoints, remove_checkpoint
+from training.restart import leave_note
 
 __all__ = ["RunDirectory"]
 
@@ -88,6 +90,7 @@ class RunDirectory:
             write_json(self.path / OWNER_FILE, owner)
             sweep_temporaries(self.path)  # 占住之后，半成品一定没有主人
             self._settle_old_checkpoints(resume=resume, overwrite=overwrite)
+            leave_note(self.path)  # 旧的已经处置好：从此存下的都是这一趟的
             yield self.path  # 训练就在这里面
         finally:
             # ③ 先擦掉名字再放锁：反过来，会擦掉下一个人的

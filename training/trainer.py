@@ -53,6 +53,7 @@ from training.evaluating import conclude, judge, measure
 from training.hook_base import EvaluationReport, Hook, HookList, StepReport, TrainResult
 from training.interrupt import GracefulStop
 from training.preflight import check_before_training
+from training.restart import resumes_by_itself
 from training.resume import check_agreement, restore_run, save_run
 from training.run_directory import RunDirectory
 from training.sharding import wrap
@@ -101,7 +102,10 @@ class Trainer:
         # ② 先搬模型，再建优化器：优化器认的是搬过去之后的参数
         self.model = model.to(self.device)
         self.batches, self.loss_fn = batches, loss_fn
-        self.hooks = HookList(self, hooks if self.processes.is_main else ())  # 只有一个说话
+        mine = hooks if self.processes.is_main else ()  # 只有一个说话
+        # FSDP 切开的模型，rank 0 独自算不了：要整个模型的钩子不能用
+        split = self.processes.size > 1 and config.parallel == "fsdp"
+        self.hooks = HookList(self, mine, split=split)
         self.val_batches, self.bytes_per_token = val_batches, bytes_per_token
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.tokenizer = tokenizer  # 训练用不着，存档用得着
@@ -135,6 +139,12 @@ class Trainer:
         错误：目录里有存档却没说怎么办、没有存档却要续训、配置与存档不同 → ValueError；
               连着 max_skipped_steps 步出现 NaN → TrainingDivergedError；存不下 → OSError
         """
+        # 有人被杀、torchrun 重来的一遍：人没有说 resume，也从自己存下的接着走；见 restart.py
+        # 练过一次的不算重来，由下面那一句去拒绝
+        fresh = not (resume or self.state.step)
+        if fresh and resumes_by_itself(self.run_dir, self.processes):
+            resume, overwrite = True, False
+            self.warn(f"restarted by torchrun: going on from the checkpoints in {self.run_dir}")
         # 练过一次的再从头练，目录里的存档与内存里的权重就对不上了
         if self.state.step and self.run_dir is not None and not resume:
             raise ValueError(

@@ -13,7 +13,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
-def torchrun(*arguments, n_processes=2, restarts=0, timeout=200, **environment):
+def torchrun(
+    *arguments, n_processes=2, restarts=0, folder=ROOT, wait=True, timeout=200, **environment
+):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(n_processes), "--max-restarts", str(restarts)]
     variables = {
@@ -24,17 +26,25 @@ def torchrun(*arguments, n_processes=2, restarts=0, timeout=200, **environment):
         "USE_LIBUV": "0",  # torch for Windows is built without it
         **environment,
     }
-    return subprocess.run(
+    process = subprocess.Popen(
         [*command, *map(str, arguments)],
         env=variables,
-        cwd=ROOT,
-        capture_output=True,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
         errors="replace",
-        timeout=timeout,
-        check=False,
     )
+    if not wait:
+        return process
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes
+        out, err = process.communicate()
+        raise AssertionError(f"no end after {timeout} s: {out[-2000:]}{err[-4000:]}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,90 @@
+"""`fromzero train` 说的话：开始之前的概览，结束之后的样例。"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fromzero.option_types import harmless
+
+if TYPE_CHECKING:
+    from fromzero.train import Options
+    from gpt_model.config import GPTConfig
+    from tokenization.tokenizer import Tokenizer
+    from training.token_shard import TokenShard
+    from training.trainer import Trainer
+
+__all__ = ["overview", "prompts", "report_and_sample"]
+
+PROMPT_TOKENS = 8
+
+
+def prompts(options: Options, val: TokenShard, tokenizer: Tokenizer) -> list[str]:
+    """Beginnings to continue: the user's, or those of three texts the model has not seen."""
+    if options.prompt:
+        return list(options.prompt)
+    starts: list[int] = val.document_starts.tolist()
+    if len(starts) < 4:
+        starts = [val.n_tokens * part // 4 for part in range(4)]
+    found = []
+    for start in (starts[len(starts) * part // 4] for part in (1, 2, 3)):
+        ids = val.tokens[start : start + PROMPT_TOKENS].tolist()
+        found.append(tokenizer.decode(ids, skip_special=True).rstrip("\ufffd"))
+    return [text for text in found if text.strip()] or ["\n"]
+
+
+def overview(
+    options: Options,
+    trainer: Trainer,
+    config: GPTConfig,
+    block_size: int,
+    shards: tuple[TokenShard, TokenShard],
+    tokenizer: Tokenizer,
+) -> str:
+    """The run in a few lines, and one batch to look at."""
+    from gpt_model.sizes import count_parameters, human, training_memory
+    from training.diagnostics import look_at_batch
+
+    train, val = shards
+    training, batch_size = trainer.config, options.training.batch_size
+    per_step = batch_size * training.grad_accumulation * block_size
+    n_tokens = training.steps * per_step
+    memory = training_memory(config, batch_size, block_size, precision=trainer.precision).total
+    rows = {
+        "data": f"{options.data}: {train.n_tokens:,} tokens to learn from, {val.n_tokens:,} to "
+        "validate on",
+        "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size} tokens, "
+        f"{train.bytes_per_token:.2f} bytes per token",
+        "model": f"{options.preset}, {count_parameters(config).total:,} parameters",
+        "memory": f"about {human(memory, 'B')}",
+        "training": f"{training.steps:,} steps of {per_step:,} tokens: {human(n_tokens)} tokens, "
+        f"{n_tokens / train.n_tokens:.1f} times the data; {trainer.device}, {trainer.precision}",
+        "run": str(options.out),
+    }
+    lines = [f"{name:<11}{value}" for name, value in rows.items()]
+    return "\n".join([*lines, "", look_at_batch(trainer.batches(0), tokenizer, rows=1), ""])
+
+
+def report_and_sample(options: Options, out: Path, val: TokenShard) -> None:
+    """Measure the best checkpoint on the whole validation split, and let it write."""
+    from evaluation.perplexity import evaluate_shard
+    from fromzero.option_types import open_generator
+    from inference.sampling import SamplingParams
+
+    generator, directory = open_generator(out, options.training.device)
+    result = evaluate_shard(generator.model, val)
+    print(f"best checkpoint {directory}, on all {val.n_tokens:,} held-out tokens:")
+    print(f"  {result}")
+    if options.plot:
+        print(f"curves {out / 'loss.png'}")
+    for number, prompt in enumerate(prompts(options, val, generator.tokenizer)):
+        print(f"\n--- sample {number + 1}")
+        params = SamplingParams(max_new_tokens=120, temperature=0.8, top_k=40, seed=number)
+        sys.stdout.write(prompt)
+        for piece in generator.stream(prompt, params):
+            sys.stdout.write(harmless(piece))
+            sys.stdout.flush()
+        print()
+    print(f'\ngo on: fromzero generate --model {out} --prompt "..."')
+    print(f"       fromzero chat --model {out}")
