@@ -192,7 +192,7 @@ def connect(parallel: str = "none") -> Processes:
     return Processes(rank, size)
 
 
-def meeting_place() -> dist.Store:
+def meeting_place() -> Any:
     """进程们互报地址的地方；torchrun 重来一遍，就换一个新的。
 
     为什么：torchrun 的这块黑板几遍共用，上一遍死者的地址还写在上面；谁先读到旧的，
@@ -203,7 +203,7 @@ def meeting_place() -> dist.Store:
     store = next(rendezvous("env://", timeout=PATIENCE))[0]
     one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else "any"
-    return dist.PrefixStore(f"attempt-{attempt}", store)
+    return dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
 
 
 def local_rank() -> int:
