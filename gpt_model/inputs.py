@@ -16,7 +16,8 @@ r"""长短不一的句子怎样放进同一批？填充、位置、掩码，三�
       document_ids  0  0  0  0  │ 1  1  1  1         掩码 = 因果 且 同一篇
 
 三种约束最后合成一个布尔掩码 (B, 1, T, S)，真表示「可以看」；什么约束都没有时返回 None，
-让注意力走最快的因果路径，连掩码都不必造。
+让注意力走最快的因果路径，连掩码都不必造。只有文档这一种约束时也不必造：一篇一篇地算，
+见 transformer_basics/document_attention.py。
 
 改哪里：新的可见性规则（前缀可双向看等）→ transformer_basics/masks.py 与 build_mask；
        多一种进门检查 → check_inputs。
@@ -29,8 +30,10 @@ from torch import Tensor
 
 from foundation.demonstration import run_demo
 from transformer_basics.attention import attention_mask as visible
+from transformer_basics.document_attention import Visibility, document_runs
+from transformer_basics.kv_cache import ModelCache
 
-__all__ = ["build_mask", "check_inputs", "real_positions"]
+__all__ = ["build_mask", "check_inputs", "real_positions", "visibility"]
 
 
 def check_inputs(
@@ -72,6 +75,29 @@ def real_positions(real: Tensor, n_new: int) -> Tensor:
     """
     # 开头的填充前面没有真词元，得 −1；取 0 即可，反正没有谁会看它
     return (real.long().cumsum(dim=1) - 1).clamp(min=0)[:, -n_new:]
+
+
+def visibility(
+    ids: Tensor,
+    cache: ModelCache | None,
+    real: Tensor | None,
+    document_ids: Tensor | None,
+    window: int | None,
+) -> Visibility | None:
+    """交给各层的「谁看得见谁」：能一篇一篇地算就说每篇占哪一段，否则画成掩码。
+
+    形状：ids、document_ids (B, T)，real (B, S)；→ None（普通的因果）、DocumentRuns 或 (B, 1, T, S)
+    约定：整个前向只判断一次，各层共用
+    """
+    start = 0 if cache is None else cache.length
+    # 有填充、有缓存的不切：看得见谁不只由文档决定；(1, T) 的编号靠广播，掩码那条路认得
+    alone = cache is None and real is None
+    if document_ids is not None and alone and document_ids.shape == ids.shape:
+        runs = document_runs(document_ids)
+        if runs is not None:
+            # 每行一篇：文档什么也没遮，就是普通的因果
+            return None if runs.whole_rows else runs
+    return build_mask(ids.shape[1], start, real, document_ids, window)
 
 
 def build_mask(

@@ -43,7 +43,7 @@ from gpt_model.building import build_block, build_norm
 from gpt_model.chunked_loss import chunked_loss
 from gpt_model.config import GPTConfig, preset
 from gpt_model.initialization import initialize_weights
-from gpt_model.inputs import build_mask, check_inputs, real_positions
+from gpt_model.inputs import check_inputs, real_positions, visibility
 from gpt_model.loss import language_modeling_loss
 from transformer_basics.attention import CausalSelfAttention
 from transformer_basics.embeddings import LearnedPositions, SinusoidalPositions, TokenEmbedding
@@ -149,7 +149,7 @@ class GPT(nn.Module):
         # ① 位置：None 表示接着缓存往后数；左填充的批里，各行按自己的真实词元数
         if positions is None and attention_mask is not None:
             positions = real_positions(attention_mask, ids.shape[1])  # (B, T)
-        mask = build_mask(ids.shape[1], start, attention_mask, document_ids, c.sliding_window)
+        mask = visibility(ids, cache, attention_mask, document_ids, c.sliding_window)
         # ② 查表：词向量加位置向量；RoPE 不在这里加，它在注意力里转动 q 与 k
         x = self._embed(ids, positions, start, cache, attention_mask, document_ids)  # (B, T, D)
         # ③ 一层层往残差里加东西；每层有自己的一份 K、V 缓存

@@ -38,6 +38,7 @@ M 怎样画在 masks.py，头怎样拆在 heads.py，怎样算得快在 fast_att
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,6 +47,7 @@ from torch import Tensor, nn
 
 from foundation.checks import check_choice, check_float, check_int
 from foundation.demonstration import run_demo
+from transformer_basics.document_attention import DocumentRuns, Visibility, as_mask, attend_by_runs
 from transformer_basics.fast_attention import fast_attention
 from transformer_basics.flash_attention import flash_attention
 from transformer_basics.heads import head_layout, merge_heads, repeat_heads, split_heads
@@ -233,17 +235,17 @@ class CausalSelfAttention(nn.Module):
         x: Tensor,
         *,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Visibility | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """让每个词元按相关程度汇总自己和前文的信息。
 
         positions  (T,) 或 (B, T)，只给 RoPE 用；None 时接着缓存往下数：S−T … S−1
         mask       (T, S) 或 (B, 1, T, S)；给了就全听它的，因果与窗口都须已在其中
-                   （用 attention_mask 画）；None 时自己按因果与窗口来
+                   （用 attention_mask 画）；None 时自己按因果与窗口来；DocumentRuns 再加只看同一篇
         cache      这一层的缓存；本次的 K、V 会接进去，它的 length 前进 T
         """
-        if mask is not None:
+        if isinstance(mask, Tensor):
             check_mask(mask)
         query, key, value = self._query_key_value(x, positions, cache)
         dropout_p = self.dropout if self.training else 0.0
@@ -255,7 +257,7 @@ class CausalSelfAttention(nn.Module):
         return self.out_proj(merge_heads(heads))  # type: ignore[no-any-return]
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Visibility | None, dropout_p: float
     ) -> Tensor:
         """打分、归一、汇总，由 implementation 挑一条路；(B, H, T, d) 进，(B, H, T, d) 出。
 
@@ -263,13 +265,17 @@ class CausalSelfAttention(nn.Module):
         """
         if self.implementation == "lesson":
             return self._written_out(query, key, value, mask, dropout_p)[0]
+        if isinstance(mask, DocumentRuns) and not torch.compiler.is_compiling():
+            inside = partial(self._attend, mask=None, dropout_p=dropout_p)  # 一篇之内没有掩码
+            return attend_by_runs(query, key, value, mask, inside)
         window = self.sliding_window
+        mask = as_mask(mask, window)
         if self.implementation == "flash" and mask is None and not dropout_p:
             return flash_attention(query, key, value, window=window)
         return fast_attention(query, key, value, mask, window=window, dropout_p=dropout_p)
 
     def attention_weights(
-        self, x: Tensor, *, positions: Tensor | None = None, mask: Tensor | None = None
+        self, x: Tensor, *, positions: Tensor | None = None, mask: Visibility | None = None
     ) -> Tensor:
         """只为看：权重 A (B, H, T, T)，每行和为 1。
 
@@ -300,10 +306,11 @@ class CausalSelfAttention(nn.Module):
         return query, key, value
 
     def _written_out(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Visibility | None, dropout_p: float
     ) -> tuple[Tensor, Tensor]:
         """与快路同一件事，照公式写：画出掩码，把键值头抄成 H 份，再套公式。"""
         n_new, n_keys = query.shape[2], key.shape[2]
+        mask = as_mask(mask, self.sliding_window)
         if mask is None:
             mask = causal_mask(n_new, n_keys, window=self.sliding_window, device=query.device)
         key, value = repeat_heads(key, self.n_heads), repeat_heads(value, self.n_heads)

@@ -54,6 +54,7 @@ from transformer_basics.activations import (
     relu_squared,
     silu,
 )
+from transformer_basics.document_attention import Visibility
 from transformer_basics.kv_cache import KVCache
 from transformer_basics.linear import Linear
 from transformer_basics.recomputation import recompute
@@ -242,7 +243,7 @@ class TransformerBlock(nn.Module):
         x: Tensor,
         *,
         positions: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Visibility | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """参数的含义见 CausalSelfAttention.forward。"""
@@ -252,7 +253,7 @@ class TransformerBlock(nn.Module):
         return self._both_halves(x, positions, mask, cache)
 
     def _both_halves(
-        self, x: Tensor, positions: Tensor | None, mask: Tensor | None, cache: KVCache | None
+        self, x: Tensor, positions: Tensor | None, mask: Visibility | None, cache: KVCache | None
     ) -> Tensor:
         """先注意力，再前馈；norm_position 决定归一化接在哪里。
 

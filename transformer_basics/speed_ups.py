@@ -6,13 +6,15 @@ r"""每个提速值多少？——各有一个名字、一个开关；关掉它�
     pieces     瘦长的乘法不切开                                 linear.py
     blocked    注意力交给库的核                                 blocked_attention.py
     backward   归一化、旋转、ReLU² 的反向交给 autograd          written_backward.py
+    documents  打包的几篇画成一张掩码                           document_attention.py
 
 $$\text{一个提速的份额} = \frac{t(\text{关掉它})}{t(\text{全开})} - 1$$
 
 关着的时候量到的是「别的都在，独缺它」：几个提速相乘，份额不能直接相加。
 
 这些开关只改快慢，不改公式：两边的结果只差舍入，由各页的测试对照。
-benchmarks/train_throughput.py --shares 逐个关掉，印出各自的份额。
+benchmarks/train_throughput.py --shares 逐个关掉，印出各自的份额；documents 不在其列，
+那里每行只有一篇，它什么也不做，自己的页里另有对照。
 
 改哪里：加一个提速 → 这里加一个名字，在它的页里问一声 SPEED_UPS[名字]。
 """
@@ -28,7 +30,7 @@ __all__ = ["SPEED_UPS", "without"]
 
 # 整个程序共用一份；默认全开
 SPEED_UPS: dict[str, bool] = dict.fromkeys(
-    ("written", "joined", "pieces", "blocked", "backward"), True
+    ("written", "joined", "pieces", "blocked", "backward", "documents"), True
 )
 
 
