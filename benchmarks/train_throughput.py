@@ -38,7 +38,7 @@ from foundation.demonstration import use_utf8
 
 STEPS = {"micro12": 30, "micro64": 10, "mini": 3, "gpt2": 2}
 OURS = ["ours-fp32", "ours-bf16"]
-# switched off one at a time by --shares
+# switched off one at a time by --shares; "documents" is not among them: one document fills each row
 SPEED_UP_NAMES = ["written", "joined", "pieces", "blocked", "backward", "chunks", "memory", "fused"]
 HUGGING_FACE = ["hf-fp32", "hf-bf16"]
 NANOGPT = ["nanogpt-fp32", "nanogpt-bf16", "nanogpt-bf16-compile"]

@@ -87,16 +87,20 @@ def visibility(
     """交给各层的「谁看得见谁」：能一篇一篇地算就说每篇占哪一段，否则画成掩码。
 
     形状：ids、document_ids (B, T)，real (B, S)；→ None（普通的因果）、DocumentRuns 或 (B, 1, T, S)
-    约定：整个前向只判断一次，各层共用
+    约定：整个前向只判断一次，各层共用；判断只看形状与文档的边界，同样的批总走同样的路
+    错误：同 build_mask
     """
     start = 0 if cache is None else cache.length
     # 有填充、有缓存的不切：看得见谁不只由文档决定；(1, T) 的编号靠广播，掩码那条路认得
     alone = cache is None and real is None
     if document_ids is not None and alone and document_ids.shape == ids.shape:
-        runs = document_runs(document_ids)
-        if runs is not None:
-            # 每行一篇：文档什么也没遮，就是普通的因果
-            return None if runs.whole_rows else runs
+        runs = document_runs(document_ids)  # None：有断成几段的，或不该看数据
+        # 每行一篇：文档什么也没遮，就是普通的因果
+        if runs is not None and runs.whole_rows:
+            return None
+        # 太碎的不值得：派发比乘法贵
+        if runs is not None and runs.pays:
+            return runs
     return build_mask(ids.shape[1], start, real, document_ids, window)
 
 

@@ -248,7 +248,7 @@ class CausalSelfAttention(nn.Module):
         if isinstance(mask, Tensor):
             check_mask(mask)
         query, key, value = self._query_key_value(x, positions, cache)
-        dropout_p = self.dropout if self.training else 0.0
+        dropout_p = self.dropout if self.training else 0.0  # 只在训练时
         # 几条路同进同出：快的用来跑，写出来的用来读，并由测试逐一对照
         if self.recompute:  # 不存权重 A，反向时由 q、k 再算
             heads = recompute(self._attend, query, key, value, mask, dropout_p)
@@ -265,8 +265,9 @@ class CausalSelfAttention(nn.Module):
         """
         if self.implementation == "lesson":
             return self._written_out(query, key, value, mask, dropout_p)[0]
+        # 一篇之内是普通的因果，没有掩码；编译的图不能随段长而变，所以照旧画
         if isinstance(mask, DocumentRuns) and not torch.compiler.is_compiling():
-            inside = partial(self._attend, mask=None, dropout_p=dropout_p)  # 一篇之内没有掩码
+            inside = partial(self._attend, mask=None, dropout_p=dropout_p)
             return attend_by_runs(query, key, value, mask, inside)
         window = self.sliding_window
         mask = as_mask(mask, window)
@@ -281,7 +282,7 @@ class CausalSelfAttention(nn.Module):
 
         融合的核从不存下这张表，所以照公式另算一遍；不收缓存，免得看一眼就把它弄脏
         """
-        query, key, value = self._query_key_value(x, positions, None)
+        query, key, value = self._query_key_value(x, positions, None)  # 不带缓存
         return self._written_out(query, key, value, mask, 0.0)[1]
 
     def _query_key_value(

@@ -26,11 +26,12 @@ $$\text{格数：} T^2 \;\to\; \sum_i T_i^2 \qquad
 位置不变：RoPE 在切开之前已经转好，内积只看两个位置之差，从第几个数起都一样。
 
 什么时候没有用：一行只有一篇（就是普通的因果注意力，连切也不切）；一篇占了几乎整行，
-Σ T_i² ≈ T²，省下的只有那张掩码；模型很小、短文的长短又各不相同时，段太碎，派发比乘法贵。
+Σ T_i² ≈ T²，省下的只有那张掩码；行短、段碎、长短又各不相同——每种长度要派发一次，派发比乘法
+还贵，量出来反而慢，所以 DocumentRuns.pays 先数一数再决定。
 
-什么时候不走，仍画掩码：同一个编号断开后又出现（不是一段）；有填充或缓存；编译之中（段的长短
-随数据变，会反复重编）；不在 CPU 上（要把编号取回来才知道怎样切，GPU 得停下来等；那里该用
-变长的核，见「改哪里」）。
+什么时候不走，仍画掩码：数下来不值；同一个编号断开后又出现（不是一段）；有填充或缓存；编译之中
+（段的长短随数据变，会反复重编）；不在 CPU 上（要把编号取回来才知道怎样切，GPU 得停下来等；
+那里该用变长的核，见「改哪里」）。
 
 论文：Dao 2023《FlashAttention-2》的变长接口 (arXiv:2307.08691)；Krell 等 2021 打包与不相互污染
      (arXiv:2107.02027)
@@ -38,7 +39,7 @@ $$\text{格数：} T^2 \;\to\; \sum_i T_i^2 \qquad
 改哪里：
   · GPU 上的变长核（flash 的 varlen、FlexAttention 的 BlockMask）→ attend_by_runs 里换掉那一圈，
     并放宽 document_runs 的条件；它们要的「每段的起点」就是 lengths 的累加。
-  · 何时走这条路 → document_runs；谁来叫它 → gpt_model/inputs.py 的 visibility。
+  · 何时走这条路 → document_runs 与开头的两个常数；谁来叫它 → gpt_model/inputs.py 的 visibility。
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ from transformer_basics.speed_ups import SPEED_UPS
 
 __all__ = ["DocumentRuns", "Visibility", "as_mask", "attend_by_runs", "document_runs"]
 
+# 两个常数都是量出来的（前向加反向，一个核）：再短的行，float32 的库核配掩码更快；
+# 派发一次的开销，约等于掩码里这么多格
+SHORTEST_ROW, CELLS_A_CALL = 256, 8192
+
 
 @dataclass(frozen=True, eq=False)
 class DocumentRuns:
@@ -73,6 +78,16 @@ class DocumentRuns:
         """每行恰好一篇：文档这条规则什么也没遮，等于没有。"""
         return len(self.lengths) == self.document_ids.shape[0]
 
+    @property
+    def pays(self) -> bool:
+        """切开算是否比画掩码快；只看形状与段长，不试跑：试跑的结果随机器忙闲而变。
+
+        公式：T ≥ SHORTEST_ROW 且 不同长度的个数 · CELLS_A_CALL ≤ B·T²
+        """
+        batch, length = self.document_ids.shape
+        n_calls = len(set(self.lengths))
+        return length >= SHORTEST_ROW and n_calls * CELLS_A_CALL <= batch * length**2
+
     def groups(self) -> dict[int, list[int]]:
         """长度 → 第几段；同样长的可以叠成一批，一次算完。"""
         found: dict[int, list[int]] = {}
@@ -86,7 +101,7 @@ Visibility: TypeAlias = Tensor | DocumentRuns
 
 
 def document_runs(document_ids: Tensor) -> DocumentRuns | None:
-    """每篇占哪一段；不合适这样算的，返回 None，请去画掩码。
+    """每篇占哪一段；不能这样算的，返回 None，请去画掩码。值不值得，另问 pays。
 
     公式：第 t 个与前一个不同号（或在行首）⇒ 新的一段；段数 = 每行不同编号的个数 ⇔ 没有断开的
     形状：document_ids (B, T) 整数
