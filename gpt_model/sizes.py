@@ -19,11 +19,13 @@ N_matmul 不含查表的词向量，但含输出词表：查表不是乘法，lm
 
     权重 4  +  梯度 4  +  一阶矩 4  +  二阶矩 4  =  16
     另加为反向留着的激活（activations），与 batch·T 成正比
+    重算（checkpointing）   block：每块只留输入 D 个数；selective：前馈拐弯之后的不留
+    分片（FSDP，W 个进程）  16 字节都除以 W；用到的块临时凑齐（working）
 
 KV 缓存：每个词元留下 K 与 V，共 2·L·G·d 个数。
 
 论文：Kaplan et al. 2020, arXiv:2001.08361（6N）；PaLM, arXiv:2204.02311；
-      激活内存：Korthikanti et al. 2022, arXiv:2205.05198。
+      激活内存：Korthikanti et al. 2022, arXiv:2205.05198；分片：ZeRO, arXiv:1910.02054。
 
 改哪里：配置多了一种带参数的零件 → count_parameters 里加一项（测试会与真正建出的模型逐项核对）；
        反向多留了张量 → activation_values_per_token。
@@ -37,6 +39,7 @@ from dataclasses import asdict, dataclass
 from foundation.checks import check_choice, check_int
 from foundation.demonstration import run_demo
 from gpt_model.config import PRESET_PURPOSES, PRESETS, GPTConfig
+from transformer_basics.recomputation import KINDS
 
 __all__ = [
     "MemoryEstimate",
@@ -153,9 +156,10 @@ class MemoryEstimate:
 
     weights: int  # 权重；混合精度时含 16 位的拷贝
     gradients: int = 0  # 与权重同样多
-    optimizer: int = 0  # Adam 的两份矩
+    optimizer: int = 0  # Adam 的两份矩；Muon 的矩阵只有一份动量
     activations: int = 0  # 为反向留着的中间结果
     logits: int = 0  # 词表大时不可忽略
+    working: int = 0  # 临时的：重算出来的一块、FSDP 凑齐的参数
     kv_cache: int = 0  # 只在生成时有
 
     @property
@@ -168,48 +172,106 @@ class MemoryEstimate:
         return {part: number for part, number in asdict(self).items() if number}
 
 
-def activation_values_per_token(config: GPTConfig) -> int:
+def activation_values_per_token(config: GPTConfig, checkpointing: str = "none") -> int:
     """反向传播前，每个词元在所有块里留下多少个数（快路径，不存 T×T 的权重）。
 
     公式：每块约 4D + 2Hd + 2Gd + 2F，即两次归一化的输入与输出、q、k、v 与注意力的输出、
          前馈激活前后各一份；测试用 autograd 真正留下的张量核对，相差不到四分之一
+         selective 每块少留拐弯之后的 F；block 每块只留输入的 D
     为什么要留：d(x·W)/dW = xᵀ，求 W 的梯度要用到当时的 x
+    """
+    check_choice("checkpointing", checkpointing, KINDS)
+    kept, recomputed = block_activations(config)
+    per_block = {"none": kept + recomputed, "selective": kept, "block": config.dim}[checkpointing]
+    # 末尾还有一次归一化；平移要留下前一个词元的向量，求 w 的梯度用
+    return config.n_layers * per_block + (2 + config.token_shift) * config.dim
+
+
+def block_activations(config: GPTConfig) -> tuple[int, int]:
+    """一个块、一个词元：（总要留的, selective 不留的）各多少个数。
+
+    约定：按快路算：ReLU² 的反向由它的输入重算（activations.py），不留中间的 ReLU；
+         融合的注意力不留 T×T 的权重，所以选着重算省下的只有前馈那一份
     """
     wide_q = config.n_heads * config.head_size  # Hd
     wide_kv = config.kv_heads * config.head_size  # Gd
     attention = 2 * wide_q + 2 * wide_kv  # q、输出；k、v
     attention += wide_q + wide_kv if config.qk_norm else 0  # 归一化前的 q、k
-    # 门控：gate、up、act(gate)、乘积四份；普通：激活前后两份（ReLU² 还留中间的 ReLU）
-    n_kept = 4 if config.gated_ffn else (3 if config.activation == "relu2" else 2)
-    per_block = 4 * config.dim + attention + n_kept * config.ffn_size
-    # 末尾还有一次归一化；平移要留下前一个词元的向量，求 w 的梯度用
-    return config.n_layers * per_block + (2 + config.token_shift) * config.dim
+    # 拐弯之前：普通的一份，门控的 gate、up 两份；之后也是：普通的一份，门控的 act(gate)、乘积两份
+    # 之前的总要留，之后的逐元素就能由之前的重算
+    half = (2 if config.gated_ffn else 1) * config.ffn_size
+    return 4 * config.dim + attention + half, half
 
 
 def training_memory(
-    config: GPTConfig, batch_size: int, seq_len: int | None = None, *, precision: str = "fp32"
+    config: GPTConfig,
+    batch_size: int,
+    seq_len: int | None = None,
+    *,
+    precision: str = "fp32",
+    checkpointing: str = "none",
+    parallel: str = "none",
+    processes: int = 1,
+    optimizer: str = "adamw",
 ) -> MemoryEstimate:
-    """估计训练一步的内存峰值（字节），训练前就知道装不装得下。
+    """估计训练一步的内存峰值（字节），训练前就知道装不装得下；几个进程时是每个进程的。
 
     公式：权重、梯度、Adam 状态共 16 字节/参数；激活与 batch·T 成正比；
          logits 与它的梯度、log-softmax 各一份 float32，词表大时往往是最大的一块
+    参数：checkpointing 见 recomputation.py；parallel、processes、optimizer 见 training/
     """
     check_int("batch_size", batch_size, 1)
+    check_int("processes", processes, 1)
     check_choice("precision", precision, ("fp32", "bf16", "fp16"))
+    check_choice("parallel", parallel, ("none", "ddp", "fsdp"))
+    check_choice("optimizer", optimizer, ("adamw", "muon"))
     length = config.max_seq_len if seq_len is None else check_int("seq_len", seq_len, 1)
     n_parameters = count_parameters(config).total
     tokens = batch_size * length  # 激活只看词元总数，怎样分成行与列不要紧
     half = precision != "fp32"
     value_bytes = 2 if half else 4
+    # Muon 的矩阵（块里的线性层）只有动量，别的仍是 Adam
+    # 只是状态少了；更新那一刻另有几个矩阵大的中间结果，用完就放，不计
+    n_states = ADAM_STATES * n_parameters
+    n_states -= matrices_in_blocks(config) if optimizer == "muon" else 0
+    # DDP 人手一份，一个字节也不少；FSDP 每个进程只拿一片，向下取整差的不到 W 个字节
+    share = processes if parallel == "fsdp" else 1
+    kept = activation_values_per_token(config, checkpointing)
     return MemoryEstimate(
         # 混合精度保留 float32 的主权重，另留一份 16 位的拷贝用于计算
-        weights=n_parameters * (6 if half else 4),
-        gradients=n_parameters * 4,
-        optimizer=n_parameters * 4 * ADAM_STATES,
-        activations=tokens * activation_values_per_token(config) * value_bytes,
+        weights=n_parameters * (6 if half else 4) // share,
+        gradients=n_parameters * 4 // share,
+        optimizer=n_states * 4 // share,
+        activations=tokens * kept * value_bytes,
         # 三份：logits 本身、float32 的 log-softmax、它们的梯度
         logits=tokens * config.vocab_size * (value_bytes + 4 + 4),
+        # 反向走到哪一块，哪一块才占；别的块的同样地方早已放掉
+        working=tokens * recomputed_values(config, checkpointing) * value_bytes
+        + (gathered_bytes(config) if share > 1 else 0),
     )
+
+
+def matrices_in_blocks(config: GPTConfig) -> int:
+    """块里所有线性层的权重的个数：参与矩阵乘法的，去掉输出词表。"""
+    return matmul_parameters(config) - config.vocab_size * config.dim
+
+
+def recomputed_values(config: GPTConfig, checkpointing: str) -> int:
+    """反向走到一块时，临时算回来的每词元几个数；走过就放，所以只算一块。"""
+    kept, recomputed = block_activations(config)
+    return {"none": 0, "selective": recomputed, "block": kept + recomputed}[checkpointing]
+
+
+def gathered_bytes(config: GPTConfig) -> int:
+    """FSDP 临时凑齐的参数与梯度（float32）：块外的一直凑着，块里的凑正在用的与预取的。
+
+    公式：4·(2·P_外 + 3·P_块)；梯度在切开之前也是整个的，块里外各一份
+    """
+    # 块外的是词向量、位置、末尾的归一化与 lm_head，见 training/sharding.py 的分组
+    count = count_parameters(config)
+    block = (count.attention + count.feed_forward) // config.n_layers
+    outside = count.total - config.n_layers * block
+    return 4 * (2 * outside + 3 * block)
 
 
 def inference_memory(

@@ -15,6 +15,8 @@ from gpt_model.sizes import (
     preset_table,
     training_memory,
 )
+from training.optimizer import build_optimizer
+from transformer_basics.recomputation import KINDS
 
 KNOWN = {
     "gpt2": 124_439_808,
@@ -138,6 +140,76 @@ def test_the_activation_estimate_is_near_what_autograd_keeps(changes):
     logits_kept = 4 * 128 * 65 * 4
     assert loss is not None
     assert saved == pytest.approx(estimate.activations + logits_kept, rel=0.25)
+
+
+@pytest.mark.parametrize("kind", ["none", "selective", "block"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"gated_ffn": True, "activation": "silu"}, {"activation": "relu2", "n_kv_heads": 2}],
+)
+def test_recomputation_keeps_what_the_estimate_says(kind, changes):
+    config = PRESETS["gpt-micro"].replace(vocab_size=65, max_seq_len=128, **changes)
+    model = GPT(config)
+    model.use_checkpointing(kind)
+    ids = torch.randint(65, (8, 128))
+    held = {parameter.untyped_storage().data_ptr(): 0 for parameter in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        held.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(ids, ids).loss
+    assert loss is not None
+    saved = sum(held.values()) - 8 * 128 * 65 * 4  # without the logits
+    estimate = training_memory(config, 8, checkpointing=kind)
+    assert saved == pytest.approx(estimate.activations, rel=0.1)
+
+
+def test_what_recomputation_and_sharding_do_to_each_part():
+    config = PRESETS["gpt2"]
+    full = training_memory(config, 8)
+    runs = {kind: training_memory(config, 8, checkpointing=kind) for kind in KINDS}
+    # a block: 4D of norms, 2D of q and the output, 2D of k and v, 4D before GELU, 4D after
+    tokens, d = 8 * 1024, 768
+    assert runs["none"].activations == tokens * 4 * (12 * 16 + 2) * d
+    assert runs["selective"].activations == tokens * 4 * (12 * 12 + 2) * d
+    assert runs["block"].activations == tokens * 4 * (12 + 2) * d
+    # what comes back in the backward pass, one block at a time
+    assert [run.working for run in runs.values()] == [0, tokens * 4 * 4 * d, tokens * 4 * 16 * d]
+    assert full.total > runs["selective"].total > runs["block"].total
+    for kind, run in runs.items():
+        sharded = training_memory(config, 8, checkpointing=kind, parallel="fsdp", processes=4)
+        assert (sharded.weights, sharded.optimizer) == (full.weights // 4, full.optimizer // 4)
+        assert sharded.gradients == full.gradients // 4
+        assert (sharded.activations, sharded.logits) == (run.activations, run.logits)
+        # a block (12 D² + 13 D, norms aside) three times, the rest twice
+        block = 4 * d * d + 4 * d + 8 * d * d + 5 * d
+        outside = 124_439_808 - 12 * block
+        assert sharded.working == run.working + 4 * (2 * outside + 3 * block)
+        assert training_memory(config, 8, checkpointing=kind, parallel="ddp", processes=4) == run
+        assert training_memory(config, 8, checkpointing=kind, parallel="fsdp") == run
+    for wrong in ("checkpointing", "parallel", "optimizer"):
+        with pytest.raises(ValueError, match=f"{wrong} must be one of .*; got 'all'"):
+            training_memory(config, 8, **{wrong: "all"})
+    with pytest.raises(ValueError, match="processes must be an integer >= 1, got 0"):
+        training_memory(config, 8, processes=0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_optimizer_keeps_what_the_estimate_says(optimizer):
+    config = PRESETS["gpt-micro"].replace(vocab_size=65, max_seq_len=16)
+    model = GPT(config)
+    stepping = build_optimizer(model, name=optimizer)
+    ids = torch.randint(65, (1, 16))
+    loss = model(ids, ids).loss
+    assert loss is not None
+    loss.backward()
+    stepping.step()
+    states = [value for state in stepping.state.values() for value in state.values()]
+    kept = sum(4 * v.numel() for v in states if torch.is_tensor(v) and v.ndim > 0)
+    assert kept == training_memory(config, 1, optimizer=optimizer).optimizer
 
 
 def test_training_memory_parts():
