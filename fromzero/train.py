@@ -170,7 +170,7 @@ def run(options: Options) -> int:
     block_size = config.max_seq_len if options.block_size is None else options.block_size
     check_int("block_size", block_size, 1, config.max_seq_len)
     processes.check_divides(training.grad_accumulation)
-    warning = refuse_what_cannot_fit(options, config, training, block_size)
+    warning = refuse_what_cannot_fit(options, config, training, block_size, processes.size)
     if warning and processes.is_main:
         warnings.warn(warning, stacklevel=1)
     resuming, overwrite = options.resume is not None, options.overwrite
@@ -248,7 +248,7 @@ def choose_model(options: Options) -> tuple[GPTConfig, Tokenizer | None]:
 
 
 def refuse_what_cannot_fit(
-    options: Options, config: GPTConfig, training: TrainConfig, block_size: int
+    options: Options, config: GPTConfig, training: TrainConfig, block_size: int, n_processes: int
 ) -> str | None:
     """Estimate the memory before any work is done; return what to warn of."""
     from foundation.devices import pick_device, resolve_precision
@@ -261,6 +261,10 @@ def refuse_what_cannot_fit(
         seq_len=block_size,
         grad_accumulation=training.grad_accumulation,
         precision=resolve_precision(training.precision, device),
+        checkpointing=training.gradient_checkpointing,
+        parallel=training.parallel,
+        processes=n_processes,
+        optimizer=training.optimizer,
         device=device,
     )
 

@@ -43,14 +43,25 @@ def overview(
     tokenizer: Tokenizer,
 ) -> str:
     """The run in a few lines, and one batch to look at."""
-    from gpt_model.sizes import count_parameters, human, training_memory
+    from gpt_model.sizes import count_parameters, human
     from training.diagnostics import look_at_batch
+    from training.memory_advice import Plan, memory_needed
 
     train, val = shards
     training, batch_size = trainer.config, options.training.batch_size
     per_step = batch_size * training.grad_accumulation * block_size
     n_tokens = training.steps * per_step
-    memory = training_memory(config, batch_size, block_size, precision=trainer.precision).total
+    plan = Plan(
+        batch_size=batch_size,
+        grad_accumulation=training.grad_accumulation,
+        seq_len=block_size,
+        precision=trainer.precision,
+        checkpointing=training.gradient_checkpointing,
+        parallel=training.parallel,
+        processes=trainer.processes.size,
+        optimizer=training.optimizer,
+    )
+    memory = memory_needed(config, plan)
     rows = {
         "data": f"{options.data}: {train.n_tokens:,} tokens to learn from, {val.n_tokens:,} to "
         "validate on",

@@ -241,6 +241,10 @@ class DiagnosticsHook(Hook):
             seq_len=inputs.shape[1],  # T
             grad_accumulation=trainer.config.grad_accumulation,
             precision=trainer.precision,
+            checkpointing=trainer.config.gradient_checkpointing,
+            parallel=trainer.config.parallel,
+            processes=trainer.processes.size,
+            optimizer=trainer.config.optimizer,
             device=trainer.device,
             # LoRA 只训练一小部分，梯度与优化器就少
             n_trainable=sum(p.numel() for p in trainer.take_step.parameters),

@@ -44,15 +44,21 @@ def test_suggestions_are_computed_and_keep_the_samples_per_step():
 
 
 def test_one_change_is_enough_or_several_are_made_together():
-    plan = Plan(batch_size=8, grad_accumulation=1, seq_len=1024, precision="fp32")
-    smallest = memory_needed(GPT2, Plan(1, 8, 64, "bf16"))
-    ((suggested, needed),) = suggest_changes(GPT2, plan, 1.02 * smallest)
-    assert needed <= 1.02 * smallest
-    assert (suggested.batch_size, suggested.precision) == (1, "bf16")
+    plan = Plan(batch_size=64, grad_accumulation=1, seq_len=64, precision="fp32")
+    one_row = memory_needed(GPT2, Plan(1, 64, 64, "fp32"))
+    ((suggested, needed),) = suggest_changes(GPT2, plan, one_row - 1)
+    assert needed == memory_needed(GPT2, suggested) < one_row
     assert suggested.changes_from(plan) == (
-        f"batch_size 1 with grad_accumulation 8 and precision bf16 and sequence length "
-        f"{suggested.seq_len}"
+        "batch_size 1 with grad_accumulation 64 and gradient_checkpointing selective"
     )
+    plan = Plan(batch_size=8, grad_accumulation=1, seq_len=1024, precision="fp32")
+    # all of it at once: nothing is smaller than this
+    smallest = Plan(1, 8, 64, "fp32", "block")
+    room = memory_needed(GPT2, smallest)
+    ((suggested, needed),) = suggest_changes(GPT2, plan, room)
+    assert needed <= room
+    assert suggested.seq_len == 64
+    assert suggested.batch_size * suggested.grad_accumulation == 8
     assert suggest_changes(GPT2, plan, 10**9) == []
     with pytest.raises(ValueError, match=r"smaller model, or train adapters only \(LoRA\)"):
         check_memory(GPT2, batch_size=8, available=10**9)
@@ -85,3 +91,55 @@ def test_a_system_that_cannot_tell_is_not_guessed_at(monkeypatch):
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision must be one of fp32, bf16, fp16; got 'auto'"):
         check_memory(GPT2, batch_size=1, precision="auto")
+
+
+def test_recomputation_is_offered_before_fewer_bits_and_more_gpus_only_on_demand():
+    plan = Plan(8, 8, 1024, "fp32", parallel="ddp", processes=8)
+    room = 0.7 * memory_needed(GPT2, plan)
+    changes = [p.changes(plan) for p, _ in suggest_changes(GPT2, plan, room)]
+    assert changes == [
+        {"batch_size": 4, "grad_accumulation": 16},
+        {"checkpointing": "block"},
+        {"seq_len": 512},
+    ]
+    # a little less room is needed for the weights only: sharding is enough
+    room = 0.95 * memory_needed(GPT2, plan)
+    changes = [p.changes(plan) for p, _ in suggest_changes(GPT2, plan, room)]
+    assert {"parallel": "fsdp"} in changes
+    assert {"checkpointing": "selective"} in changes
+    assert {"precision": "bf16"} in changes
+    # the same on one GPU: more of them are offered where they can be had
+    alone = Plan(8, 1, 1024, "fp32")
+    room = 0.95 * memory_needed(GPT2, alone)
+    more = {"grad_accumulation": 2, "parallel": "fsdp", "processes": 2}
+    for asked in (False, True):
+        found = suggest_changes(GPT2, alone, room, more_processes=asked)
+        assert (more in [p.changes(alone) for p, _ in found]) == asked
+
+
+def test_muon_is_never_told_to_split_its_matrices():
+    plan = Plan(1, 8, 64, "fp32", parallel="ddp", processes=8, optimizer="muon")
+    for share in (0.99, 0.9, 0.5):
+        room = share * memory_needed(GPT2, plan)
+        for suggested, _ in suggest_changes(GPT2, plan, room, more_processes=True):
+            assert suggested.parallel == "ddp"
+
+
+def test_accumulation_stays_a_multiple_of_the_processes():
+    plan = Plan(7, 4, 64, "bf16", parallel="ddp", processes=4)
+    for batch_size, processes in ((3, 4), (1, 4), (7, 8), (2, 16)):
+        resized = plan.resized(batch_size, processes)
+        assert resized.grad_accumulation % processes == 0
+        assert resized.batch_size * resized.grad_accumulation >= 28
+        fewer = resized.grad_accumulation - processes
+        assert resized.batch_size * fewer < 28
+
+
+def test_what_is_switched_on_already_counts():
+    """A run that recomputes and shards is not refused for memory that it does not need."""
+    plan = Plan(8, 4, 1024, "fp32", "block", "fsdp", 4)
+    room = int(1.3 * memory_needed(GPT2, plan))
+    common = {"batch_size": 8, "grad_accumulation": 4, "available": room}
+    with pytest.raises(ValueError, match="cannot fit"):
+        check_memory(GPT2, **common)
+    assert check_memory(GPT2, **common, checkpointing="block", parallel="fsdp", processes=4) is None
