@@ -28,6 +28,7 @@ COMMANDS = {
     "finetune": "teach a model a new task with LoRA",
     "evaluate": "measure a model on a text: loss, perplexity, bits per byte",
     "models": "the table of presets: parameters, FLOPs, memory",
+    "plan": "before renting GPUs: memory, time, cost, expected loss, what to change",
 }
 
 INTERRUPTED = 130  # what shells give a program that Ctrl-C ended

@@ -77,12 +77,14 @@ def details(name: str) -> str:
 
 
 def find_config(name: str) -> GPTConfig:
-    """The configuration behind a preset's name or a directory."""
+    """The configuration behind a preset's name, a directory or a config.json."""
     from pathlib import Path
 
     from gpt_model.config import PRESETS, preset
     from gpt_model.model_directory import find_model_directory, load_config
 
+    if name not in PRESETS and Path(name).is_file():
+        return load_config(Path(name))
     if name not in PRESETS and Path(name).exists():
         return load_config(find_model_directory(name))
     return preset(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +32,8 @@ __all__ = [
     "newest_run",
     "open_generator",
     "open_model",
+    "parse_bytes",
+    "parse_tokens",
 ]
 
 # "Not given" is None; the help need not show it as {None}|INT.
@@ -102,6 +105,38 @@ def parse_bias(pairs: Sequence[str]) -> dict[int, float] | None:
         except ValueError:
             raise ValueError(f"logit_bias must be ID=BIAS such as 13=-2.5, got {pair!r}") from None
     return bias or None
+
+
+COUNT_UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+BYTE_UNITS = {f"{unit}B": size for unit, size in COUNT_UNITS.items() if unit != "B"}
+BYTE_UNITS |= {f"{unit}iB": 2 ** (10 * k) for k, unit in enumerate("KMGT", 1)}
+
+
+def parse_tokens(name: str, text: str, n_parameters: int) -> int:
+    """Read 10e9, 300M, 10B or 20x (as many per parameter) as a number of tokens."""
+    units = {**COUNT_UNITS, "x": n_parameters}
+    return parse_with_unit(name, text, units, "10e9, 300M, 10B or 20x")
+
+
+def parse_bytes(name: str, text: str) -> int:
+    """Read 80GB, 24GiB or 500000 as bytes; GB is 1000³, GiB is 1024³."""
+    return parse_with_unit(name, text, {"": 1, **BYTE_UNITS}, "80GB, 24GiB or 16000MB")
+
+
+def parse_with_unit(name: str, text: str, units: dict[str, int], examples: str) -> int:
+    """A positive number and one of the units, whatever their case and the space between."""
+    by_fold = {unit.casefold(): size for unit, size in units.items()}
+    match = re.fullmatch(r"\s*([\d.]*\d\.?(?:e\+?\d+)?)\s*([a-z]*)\s*", text.casefold())
+    try:
+        number = float(match[1]) * by_fold[match[2]] if match else 0.0
+    except (ValueError, KeyError):
+        number = 0.0
+    if not 1 <= number < 2**63:
+        known = ", ".join(unit for unit in units if unit)
+        raise ValueError(
+            f"{name} must be a positive number such as {examples} (units: {known}), got {text!r}"
+        )
+    return round(number)
 
 
 def harmless(text: str) -> str:

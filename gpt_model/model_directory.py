@@ -138,11 +138,11 @@ def load_model(
 
 
 def load_config(directory: Path) -> GPTConfig:
-    """读 config.json 并检查每个字段。
+    """读 config.json 并检查每个字段；给的就是一个文件，就读它。
 
     错误：不是 JSON → 行与列；不是对象、键不认识、值越界 → ValueError，写明文件
     """
-    path = directory / CONFIG_FILE
+    path = directory if directory.is_file() else directory / CONFIG_FILE
     values = read_json(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
