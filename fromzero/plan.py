@@ -228,16 +228,17 @@ def alternatives_table(run: RunPlan) -> str:
     table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
     for heading in ("parallel", "checkpointing"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("states", "activations", "logits", "total", "time"):
+    for heading in ("states", "activations", "logits", "working", "total", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("fits", no_wrap=True)
     for other in run.alternatives():
         memory = other.memory
         states = memory.weights + memory.gradients + memory.optimizer
-        rest = memory.total - states - memory.logits
-        sizes = [human(size, "B") for size in (states, rest, memory.logits, memory.total)]
-        told = other.plan.parallel, other.plan.checkpointing, *sizes, minutes_text(other.seconds)
-        table.add_row(*told, other.verdict)
+        parts = (states, memory.activations, memory.logits, memory.working, memory.total)
+        told = [other.plan.parallel, other.plan.checkpointing]
+        told += [human(size, "B") for size in parts]
+        short = {"fits": "yes", "tight": "barely", "does not fit": "no"}[other.verdict]
+        table.add_row(*told, minutes_text(other.seconds), short)
     text = io.StringIO()
     Console(width=100, file=text, color_system=None).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]

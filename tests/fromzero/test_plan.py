@@ -60,6 +60,8 @@ def test_what_does_not_fit_is_an_answer_and_its_advice_fits(capsys):
     assert main(["plan", *arguments]) == 0
     out = capsys.readouterr().out
     assert "of 48GB: does not fit" in out
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 100
     assert "what would fit:\n" in out
     found = figures(capsys, *arguments)
     assert not found["fits"]
