@@ -187,6 +187,15 @@ def activation_values_per_token(config: GPTConfig, checkpointing: str = "none") 
     return config.n_layers * per_block + (2 + config.token_shift) * config.dim
 
 
+def stream_values_per_token(config: GPTConfig, checkpointing: str) -> int:
+    """留下的数里，有多少是残差主路上的：混合精度时它们仍是 float32。
+
+    公式：D·(2L + 1)：每个归一化的输入，末尾还有一个；block 每块只留一个
+    为什么：几十层的和一直加在主路上，16 位加多了会停住；autocast 只把矩阵乘法换成 16 位
+    """
+    return config.dim * (config.n_layers * (1 if checkpointing == "block" else 2) + 1)
+
+
 def block_activations(config: GPTConfig) -> tuple[int, int]:
     """一个块、一个词元：（总要留的, selective 不留的）各多少个数。
 
@@ -236,13 +245,14 @@ def training_memory(
     n_states -= matrices_in_blocks(config) if optimizer == "muon" else 0
     # DDP 人手一份，一个字节也不少；FSDP 每个进程只拿一片，向下取整差的不到 W 个字节
     share = processes if parallel == "fsdp" else 1
-    kept = activation_values_per_token(config, checkpointing)
+    kept = activation_values_per_token(config, checkpointing) * value_bytes
+    kept += stream_values_per_token(config, checkpointing) * (4 - value_bytes)
     return MemoryEstimate(
         # 混合精度保留 float32 的主权重，另留一份 16 位的拷贝用于计算
         weights=n_parameters * (6 if half else 4) // share,
         gradients=n_parameters * 4 // share,
         optimizer=n_states * 4 // share,
-        activations=tokens * kept * value_bytes,
+        activations=tokens * kept,
         # 三份：logits 本身、float32 的 log-softmax、它们的梯度
         logits=tokens * config.vocab_size * (value_bytes + 4 + 4),
         # 反向走到哪一块，哪一块才占；别的块的同样地方早已放掉

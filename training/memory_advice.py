@@ -9,7 +9,7 @@ $$M \approx \underbrace{16N}_{\text{权重、梯度、}m\text{、}v}
     先看哪一块大                 就改什么
     激活、logits（随 B·T 增长）  减批次，用梯度累积补回来：结果完全相同，只是多几趟
                                  重算（checkpointing）：结果逐比特相同，只是多算几成
-                                 用 16 位（bf16）：激活减半
+                                 用 16 位（bf16）：激活少近一半，主路仍是 32 位
                                  减长度：看到的上下文也短了，放在后面
     权重、优化器（只看 N）       几块 GPU 分着拿（FSDP），或再添几块
                                  换小模型，或用 LoRA：只有适配器有梯度与状态
@@ -160,7 +160,7 @@ def _single_changes(plan: Plan, more_processes: bool) -> Iterator[Plan]:
         while more_processes and sharded.processes * 2 <= MOST_PROCESSES:
             sharded = sharded.resized(plan.batch_size, sharded.processes * 2)
             yield sharded
-    # ④ 16 位：激活减半，权重多一份 16 位的拷贝；数变了一点，结果也就不再逐比特相同
+    # ④ 16 位：激活少近一半，权重多一份 16 位的拷贝；数变了一点，结果也就不再逐比特相同
     #    批已经很小时，激活本来就不多，反而可能更占：所以也要代回去算
     if plan.precision == "fp32":
         yield replace(plan, precision="bf16")

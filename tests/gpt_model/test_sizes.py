@@ -142,12 +142,13 @@ def test_the_activation_estimate_is_near_what_autograd_keeps(changes):
     assert saved == pytest.approx(estimate.activations + logits_kept, rel=0.25)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["none", "selective", "block"])
 @pytest.mark.parametrize(
     "changes",
     [{}, {"gated_ffn": True, "activation": "silu"}, {"activation": "relu2", "n_kv_heads": 2}],
 )
-def test_recomputation_keeps_what_the_estimate_says(kind, changes):
+def test_recomputation_keeps_what_the_estimate_says(kind, changes, precision):
     config = PRESETS["gpt-micro"].replace(vocab_size=65, max_seq_len=128, **changes)
     model = GPT(config)
     model.use_checkpointing(kind)
@@ -157,14 +158,19 @@ def test_recomputation_keeps_what_the_estimate_says(kind, changes):
     def keep(tensor):
         storage = tensor.untyped_storage()
         held.setdefault(storage.data_ptr(), storage.nbytes())
+        alive.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    alive = []  # a storage that is freed would lend its address to another
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    with mixed, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model(ids, ids).loss
     assert loss is not None
     saved = sum(held.values()) - 8 * 128 * 65 * 4  # without the logits
-    estimate = training_memory(config, 8, checkpointing=kind)
-    assert saved == pytest.approx(estimate.activations, rel=0.1)
+    estimate = training_memory(config, 8, checkpointing=kind, precision=precision)
+    # on a CPU the fast attention in 16 bits keeps its blocks of scores, which are not counted
+    within = 0.25 if (kind, precision) == ("none", "bf16") else 0.1
+    assert saved == pytest.approx(estimate.activations, rel=within)
 
 
 def test_what_recomputation_and_sharding_do_to_each_part():
@@ -219,7 +225,9 @@ def test_training_memory_parts():
     assert (full.weights, full.gradients, full.optimizer) == (4 * n, 4 * n, 8 * n)
     assert full.total == sum(full.by_part().values())
     assert full.activations == 8 * training_memory(config, 1, 1024).activations
-    assert training_memory(config, 8, 1024, precision="bf16").activations * 2 == full.activations
+    # 16 bits halve all but the residual stream, which the 25 norms read: 2 · 12 + 1 vectors
+    half = training_memory(config, 8, 1024, precision="bf16")
+    assert half.activations == full.activations // 2 + 8 * 1024 * 25 * 768 * 2
     with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):
         training_memory(config, 0)
 
