@@ -154,6 +154,8 @@ class TrainingOptions:
     """steps between two checkpoints; without it at every validation"""
     keep_last: int = 2
     """how many checkpoints to keep, besides the best; at least 2"""
+    sharded_checkpoints: bool = False
+    """fsdp only: each process saves its own part, so that no one needs room for the whole"""
     patience: MaybeInt = None
     """stop after this many validations without progress"""
     max_skipped_steps: int = 5

@@ -39,6 +39,7 @@ from foundation.demonstration import run_demo
 from foundation.files import MANIFEST, atomic_directory, read_json, verify_manifest, write_text
 from gpt_model.config import GPTConfig
 from gpt_model.model import GPT
+from gpt_model.sharded_weights import read_shards, shards_of
 
 if TYPE_CHECKING:
     from tokenization.tokenizer import Tokenizer
@@ -50,6 +51,7 @@ __all__ = [
     "load_model",
     "load_weights",
     "save_model",
+    "write_config_and_tokenizer",
     "write_model_files",
 ]
 
@@ -97,10 +99,18 @@ def write_model_files(
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinite values; a broken model is not saved")
-    # ② 形状与数字：先写小的，磁盘满时早些知道
-    write_text(directory / CONFIG_FILE, model.config.to_json() + "\n")
+    # ② 先写小的，磁盘满时早些知道
+    write_config_and_tokenizer(model, directory, tokenizer)
     save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-    # ③ 分词器放在一起：编号与词向量的行一一对应，拆开就成了乱码
+
+
+def write_config_and_tokenizer(model: GPT, directory: Path, tokenizer: Tokenizer | None) -> None:
+    """权重以外的文件：形状，与文字怎样变成编号。
+
+    错误：分词器的编号比词表多 → ValueError，两个数都写出来
+    """
+    write_text(directory / CONFIG_FILE, model.config.to_json() + "\n")
+    # 分词器放在一起：编号与词向量的行一一对应，拆开就成了乱码
     if tokenizer is not None:
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
@@ -152,8 +162,11 @@ def load_config(directory: Path) -> GPTConfig:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """读一个 safetensors 文件：名字 → 张量，映射进内存，用到时才真正读盘。
 
+    几个进程各写一片的存档没有这个文件，旁边有 model-shards/：那就拼起来，见 sharded_weights.py
     错误：文件不在、格式坏了 → ValueError，写明文件名；库自己的错误不会说是哪个文件
     """
+    if not path.is_file() and shards_of(path).is_dir():
+        return read_shards(shards_of(path))
     try:
         weights: dict[str, Tensor] = load_file(path)
         return weights

@@ -21,13 +21,30 @@ $$\text{train}_{200}(\theta_0) \;=\; \text{train}_{100}\big(\text{load}(\text{sa
 只有一部分参数要训练时（LoRA），只存那一部分，叫 trainable.safetensors：底座没有变，
 用不着每次存一遍；续训时先照原样载入底座，再放回这一部分。
 
+几个进程一起存（FSDP 把模型切开了）有两种写法，清单与改名都归 rank 0：
+
+    凑齐    一个一个张量地凑到 rank 0，写成上面那样的文件；与一个进程存的一样
+    分片    各写各的一片，model.safetensors 变成 model-shards/ 里的 W 个文件（sharded_files.py）
+
+两种都认不出是几个进程存的：换了进程数照样接得上，也都可以直接拿来生成。
+
 没有 pickle：张量是 safetensors，其余是 JSON，读它们不会执行任何代码。优化器的状态按参数的
 **名字**存，而不按序号：模型里多一层少一层，序号就全错位了，名字不会。
+
+哪一步存的、验证损失多少，写两处（清单与 trainer.json），互相作证：清单里每个文件都有 SHA-256，
+清单自己却没有；两处说法不同，就是清单坏了。
+
+常见疑问：
+    存的时候训练停着吗？     停着。存一次要几秒到几分钟，隔多久存一次划算，见 restart.py。
+    为什么不边练边存？       边存边改，存下的就不是任何一步的状态；另存一份副本又要一倍的内存。
+    坏了一个存档怎么办？     续训时自动退回前一个，并说出坏的是哪个文件，见 checkpoint_list.py。
+    清单为什么 rank 0 写？   它要读遍每一片来算 SHA-256；几台机器时，目录要在共享的磁盘上。
 
 论文：可重现地续训 — Biderman et al., *Pythia*, arXiv:2304.01373；先写旁边再改名 — Pillai et al.,
       *All File Systems Are Not Created Equal*, OSDI 2014。
 
-改哪里：多存一样东西 → _write_files 与 load_checkpoint 成对地改，或在钩子里写 write_files；
+改哪里：多存一样东西 → save_checkpoint 与 load_checkpoint 成对地改，或在钩子里写 write_files；
+        张量的名字与核对 → named_state.py；各进程写各的 → sharded_files.py；
         列表、最新、最好、删旧 → checkpoint_list.py；随机数 → random_state.py。
 """
 
@@ -35,19 +52,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from foundation.demonstration import run_demo
 from foundation.files import atomic_directory, write_json
 from gpt_model.model import GPT
-from gpt_model.model_directory import WEIGHTS_FILE, read_weights, state_to_save, write_model_files
+from gpt_model.model_directory import WEIGHTS_FILE, read_weights, write_config_and_tokenizer
 from tokenization.tokenizer import Tokenizer
 from training.checkpoint_list import (
     CHECKPOINT_KIND,
@@ -61,9 +78,19 @@ from training.checkpoint_list import (
     verify_checkpoint,
 )
 from training.distributed import ALONE, Processes
+from training.named_state import (
+    fitting_optimizer_state,
+    fitting_weights,
+    optimizer_state,
+    plain_model,
+    refuse_non_finite,
+    trainable_state,
+    write_into,
+)
 from training.optimizer import build_optimizer
 from training.random_state import everyones_random_state, set_own_random_state
-from training.sharding import like, whole
+from training.sharded_files import TensorSource, write_tensors
+from training.sharding import whole
 
 __all__ = [
     "Checkpoint",
@@ -95,121 +122,101 @@ def save_checkpoint(
     keep_last: int = 2,
     write_more: Callable[[Path], None] | None = None,
     processes: Processes = ALONE,
+    sharded: bool = False,
 ) -> Path:
     """把第 step 步之后的一切存成 run_dir/step-000200/，核对，再清掉多余的旧存档。
 
     参数：progress 是 JSON 写得下的小东西，由训练循环决定；write_more 往同一个目录里再写些文件
     约定：返回之后，存档已在磁盘上，且读回来核对过；模型与优化器不变
-    约定：几个进程一起调用，rank 0 写；切成几片的先凑齐，存下的与一个进程存的一样
+    约定：几个进程一起调用，rank 0 写，切成几片的先凑齐；sharded 则各写各的一片，谁也不凑齐
     约定：val_loss 写进清单，找「最好的」只看它；没有量过就是 None，不参加比较
     错误：权重或优化器含 NaN → ValueError；磁盘满等 → OSError，说出最后一个好存档在哪里
     """
     run_dir = Path(run_dir)
+    # 名字里不带 torch.compile、DDP 的前缀
     target, model = step_directory(run_dir, step), plain_model(model)  # 改名之后的样子
-    weights = whole(trainable_state(model), keep=processes.is_main)  # 没有切的还在设备上
-    moments = whole(optimizer_state(model, optimizer), keep=processes.is_main)
+    weights, moments = trainable_state(model), optimizer_state(model, optimizer)
+    # 凑齐是集体的：别人也要调用，只是不留。没有切的原样还在设备上
+    if not sharded:
+        weights = whole(weights, keep=processes.is_main)
+        moments = whole(moments, keep=processes.is_main)
     generators = everyones_random_state(processes)
     facts = {"step": step, "val_loss": val_loss}  # 清单与 trainer.json 各写一份，互相作证
 
     def write() -> None:
-        # ① 坏数不落盘：存下了，以后每次续训都从 NaN 开始
-        _refuse_non_finite({**weights, **moments}, target)
-        # ② 先写在旁边；任何一处出错，旁边的被删掉，已有的存档都还在
-        with atomic_directory(target, kind=CHECKPOINT_KIND, extra=facts) as temporary:
-            _write_weights(temporary, model, weights, tokenizer)
-            save_file(moments, temporary / OPTIMIZER_FILE)  # m、v
-            save_file(generators, temporary / RANDOM_FILE)
-            # facts 放在后面：progress 里若有同名的，以真正存的这一步为准
-            write_json(temporary / TRAINER_FILE, {**progress, **facts})
-            if write_more is not None:
-                write_more(temporary)  # 钩子的，同样受清单担保
-        # ③ 从磁盘读回来核对过，才敢删旧的
-        verify_checkpoint(target)
-        remove_old_checkpoints(run_dir, keep_last)
+        # 这里面每一句都是集体的：一个进程失败，人人都从同一句出来，没有人干等
+        with ExitStack() as stack:
+            # ① 坏数不落盘：存下了，以后每次续训都从 NaN 开始
+            processes.together(lambda: refuse_non_finite({**weights, **moments}, target.name))
+            # ② 先写在旁边；任何一处出错，旁边的被删掉，已有的存档都还在
+            beside = atomic_directory(target, kind=CHECKPOINT_KIND, extra=facts)
+            # 名字里有随机的一段，由 rank 0 起；人人要写进同一个目录
+            opened: list[Path] = []
+            processes.on_main(lambda: opened.append(stack.enter_context(beside)))
+            temporary = Path(processes.broadcast(str(*opened)))
+            _write_weights(temporary, model, weights, tokenizer, processes, sharded)
+            write_tensors(moments, temporary / OPTIMIZER_FILE, processes, sharded)
+            # 随机数不大，人人的都在 rank 0 手里了
+            write_tensors(generators, temporary / RANDOM_FILE, processes, sharded=False)
 
+            def write_rest() -> None:
+                # facts 放在后面：progress 里若有同名的，以真正存的这一步为准
+                write_json(temporary / TRAINER_FILE, {**progress, **facts})
+                if write_more is not None:
+                    write_more(temporary)  # 钩子的，同样受清单担保
+                # 人人都写完了，才轮到清单与改名：少一片的不会被当成存档
+                stack.close()
+                # ③ 从磁盘读回来核对过，才敢删旧的
+                verify_checkpoint(target)
+                remove_old_checkpoints(run_dir, keep_last)
+
+            processes.on_main(write_rest)
+
+    # 坏数的 ValueError 原样抛出：那不是磁盘的错
     try:
-        processes.on_main(write)
+        write()
     except (OSError, RuntimeError, SafetensorError) as error:  # 磁盘满的三种说法
-        # torch 与 safetensors 在磁盘满时抛的不是 OSError；统一成一句说得清的话
-        others = [found for found in list_checkpoints(run_dir) if found.directory != target]
-        kept = f"the last good one is {others[-1].directory}" if others else "there is no other one"
-        raise OSError(
-            f"could not save the checkpoint {target}: {error}; {kept}. "
-            "Free some space or choose another directory, then resume"
-        ) from error
+        raise _disk_error(run_dir, target, error) from error
     return target
 
 
-def plain_model(model: nn.Module) -> nn.Module:
-    """脱掉 torch.compile 与多卡的外壳：存下的名字不该带着它们的前缀。
+def _disk_error(run_dir: Path, target: Path, error: Exception) -> OSError:
+    """存不下时说的话：哪一个没存成、为什么、还剩哪一个可以接着练。
 
-    约定：里外是同一批参数，只是名字不同；没有外壳就原样返回
-    为什么：编译着练的存档，不编译也要放得回，反过来也一样
+    为什么统一成 OSError：torch 与 safetensors 在磁盘满时抛的不是它，接的人要记三种
     """
-    for shell in ("_orig_mod", "module"):
-        inner = getattr(model, shell, None)
-        if isinstance(inner, nn.Module):
-            model = inner
-    return model
-
-
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """要存的张量：全部状态，去掉冻结的参数；共用同一块内存的只留第一个名字。
-
-    buffer（例如 BatchNorm 的均值）不求梯度，但训练会改它，所以也要存
-    约定：不改模型，也不复制（不连续的张量除外）；要长久留着的人自己复制
-    """
-    frozen = {  # 续训时由载入底座还原
-        name
-        for name, parameter in model.named_parameters(remove_duplicate=False)  # 每个别名都要查到
-        if not parameter.requires_grad
-    }
-    return {name: value for name, value in state_to_save(model).items() if name not in frozen}
-
-
-def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """优化器的状态：「参数名/状态名」→ 张量，例如 blocks.0.….weight/exp_avg。
-
-    形状：m、v 与参数同形；step 是标量。各组的设置不存：它们由配置决定，续训时另行比对
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}  # 对象 → 名字
-    tensors = {}
-    for parameter, values in optimizer.state.items():  # 没有过梯度的不在里面
-        for key, value in values.items():
-            # 只认张量；将来的优化器若存了别的，宁可当场发现，也不要悄悄丢掉
-            if not isinstance(value, Tensor):
-                raise ValueError(f"the optimizer's state {key!r} is not a tensor: {value!r}")
-            tensors[f"{names[id(parameter)]}/{key}"] = value.detach().contiguous()
-    return tensors
-
-
-def _refuse_non_finite(tensors: Mapping[str, Tensor], target: Path) -> None:
-    """有一个 NaN 或无穷大就整个不存，并说出是哪一个。
-
-    为什么 m、v 也要看：权重还好而 m、v 里已有 NaN，接着练，下一步权重就坏
-    """
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(
-                f"{name} holds NaN or infinite values; {target.name} is not saved, "
-                "the checkpoints before it are kept. Lower the learning rate and resume"
-            )
+    others = [found for found in list_checkpoints(run_dir) if found.directory != target]
+    # 最先想知道的是：以前练的还在不在
+    kept = f"the last good one is {others[-1].directory}" if others else "there is no other one"
+    return OSError(
+        f"could not save the checkpoint {target}: {error}; {kept}. "
+        "Free some space or choose another directory, then resume"
+    )
 
 
 def _write_weights(
-    directory: Path, model: nn.Module, weights: dict[str, Tensor], tokenizer: Tokenizer | None
+    directory: Path,
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    tokenizer: Tokenizer | None,
+    processes: Processes,
+    sharded: bool,
 ) -> None:
     """权重的三种写法：整个 GPT、整个别的模块、只有要训练的一部分。
 
     约定：只有整个 GPT 的存档同时是模型目录，可以直接载入；另两种要先建好模型
+    约定：集体的
     """
+    name = WEIGHTS_FILE  # 整个别的模块：没有 config.json 可写
     if any(not parameter.requires_grad for parameter in model.parameters()):
-        save_file(weights, directory / TRAINABLE_FILE)  # LoRA：底座不变
+        # LoRA：底座不变，用不着每次存一遍
+        name = TRAINABLE_FILE
     elif isinstance(model, GPT):
         # 模型目录的文件；清单由 atomic_directory 最后写，把这里所有的文件一并记下
-        write_model_files(model, directory, tokenizer, weights)
-    else:
-        save_file(weights, directory / WEIGHTS_FILE)  # 没有 config.json 可写
+        # 另起一个名字：类型检查知道它是 GPT，进了 lambda 也还知道
+        gpt = model
+        processes.on_main(lambda: write_config_and_tokenizer(gpt, directory, tokenizer))
+    write_tensors(weights, directory / name, processes, sharded)
 
 
 # ── 读 ──────────────────────────────────────────────────────────────────────────────
@@ -224,14 +231,16 @@ def load_checkpoint(
     约定：model 与 optimizer 要先照原来的样子建好；这里只填数，不造结构
     约定：设备可以与存的时候不同，张量会搬到参数所在的地方
     """
-    progress = verify_checkpoint(directory)  # 每个文件都读一遍
+    # 每个文件都读一遍；几个进程时人人都核对，谁也不信谁
+    progress = verify_checkpoint(directory)
     # ① 全部读出来、核对好，再动手：读到一半才发现不符，会留下半新半旧的模型
     model = plain_model(model)
-    # _fitting_ 开头的只读不写：要抛错，都在动手之前抛
-    weights = _fitting_weights(directory, model)
-    packed = _fitting_optimizer_state(directory / OPTIMIZER_FILE, model, optimizer)
+    # fitting_ 开头的只读不写：要抛错，都在动手之前抛
+    weights = fitting_weights(weights_in(directory), model)
+    packed = fitting_optimizer_state(TensorSource(directory / OPTIMIZER_FILE), model, optimizer)
     # ② 库的 load_state_dict 负责搬到参数所在的设备
-    _write_into(model, weights)  # 就地，共用的矩阵不会被拆开
+    # 就地写，共用的矩阵不会被拆开，优化器认的也还是原来的参数
+    write_into(model, weights)
     optimizer.load_state_dict(packed)
     # ③ 随机数最后放回：前面若抽过，也不会打乱
     set_own_random_state(read_weights(directory / RANDOM_FILE), processes)
@@ -244,70 +253,15 @@ def load_weights(directory: Path, model: nn.Module) -> None:
     错误：缺少、多出、形状不符 → ValueError，一次列全，模型不动
     约定：优化器与随机数不动，所以不能用它来续训
     """
+    # 练完之后也要核对：磁盘不因为练完了就可靠
     verify_checkpoint(directory)
     model = plain_model(model)
-    _write_into(model, _fitting_weights(directory, model))
+    write_into(model, fitting_weights(weights_in(directory), model))
 
 
-@torch.no_grad()
-def _write_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """把张量写进模型。trainable_state 给出的与模型共用内存，写进它就是写进模型。
-
-    为什么不整个换上：优化器认的是原来的参数；共用的矩阵换上后也会被拆成两份
-    """
-    for name, tensor in trainable_state(model).items():
-        tensor.copy_(like(weights[name], tensor))  # 切成几片的，只写自己的一片
-
-
-def _fitting_weights(directory: Path, model: nn.Module) -> dict[str, Tensor]:
-    """读权重，并与模型逐个对上名字与形状；不对就一次列全，免得改一个错一个。
-
-    形状：每个名字的形状都要相同，哪怕能广播：(1,) 写进 (D,) 不会报错，却已不是原来的权重
-    错误：少了、多了、形状不符 → ValueError，写明文件与各处差别
-    """
-    path = directory / TRAINABLE_FILE  # 先看是不是只存了一部分
-    if not path.is_file():
-        path = directory / WEIGHTS_FILE
-    saved, expected = read_weights(path), trainable_state(model)
-    problems = [f"missing {name}" for name in expected if name not in saved]  # 模型有、文件没有
-    problems += [f"unexpected {name}" for name in saved if name not in expected]  # 反过来
-    problems += [
-        f"{name} has shape {tuple(saved[name].shape)}, the model has {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in saved and saved[name].shape != tensor.shape
-    ]
-    if problems:
-        listed = "; ".join(problems[:6]) + (f"; … {len(problems)} in all" if problems[6:] else "")
-        raise ValueError(f"{path} was saved from another model: {listed}")
-    return saved
-
-
-def _fitting_optimizer_state(path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """按名字的张量 → 库要的「序号 → {状态名: 张量}」。
-
-    从来没有过梯度的参数没有状态，所以不要求个个都有；多出来的、形状不符的则不收
-    公式：序号 = 参数在各组里从头数起的位置；它随分组而变，所以只在内存里用
-    形状：m、v 与参数同形
-    错误：名字不认识、形状不符 → ValueError，写明是哪一个
-    """
-    parameters = {id(p): (name, tuple(p.shape)) for name, p in model.named_parameters()}
-    order = [parameters[id(p)] for group in optimizer.param_groups for p in group["params"]]
-    known = {name: (index, shape) for index, (name, shape) in enumerate(order)}
-    live = [p for group in optimizer.param_groups for p in group["params"]]  # 同样的次序
-    state: dict[int, dict[str, Tensor]] = {}  # 库要的样子
-    for key, tensor in read_weights(path).items():
-        name, _, part = key.rpartition("/")  # 参数名里只有点
-        # 标量（走过的步数）没有形状可比
-        index, shape = known.get(name, (-1, None))
-        if shape is None or (tensor.ndim > 0 and tuple(tensor.shape) != shape):
-            raise ValueError(
-                f"{path} does not fit this run: it holds {key} {tuple(tensor.shape)}, "
-                f"the optimizer's parameter is {shape or 'not there'}"
-            )
-        # clone：读出来的张量还映射着文件，Windows 上会使旧存档删不掉
-        state.setdefault(index, {})[part] = like(tensor.clone(), live[index])
-    # 各组的设置用现在的：与存下的是否相同，由配置的比对负责
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+def weights_in(directory: Path) -> TensorSource:
+    """权重在哪个文件里：只存了一部分的（LoRA），或整个的。"""
+    return TensorSource(directory / TRAINABLE_FILE, otherwise=directory / WEIGHTS_FILE)
 
 
 # ── 演示 ────────────────────────────────────────────────────────────────────────────
@@ -334,15 +288,18 @@ def demo() -> None:
 
     straight, optimizer = fresh()
     walk(straight, optimizer, range(6))  # 没停过的
+    # 停过的：三步、存；后三步由下面的新进程走
     with tempfile.TemporaryDirectory() as folder:
         model, optimizer = fresh()  # 与没停过的同一个起点
         walk(model, optimizer, range(3))  # 停在一半
         saved = save_checkpoint(folder, 3, model, optimizer, {"lesson": "checkpoint"}, val_loss=0.5)
+        # 没有 config.json：它不是 GPT，只有张量
         print("① 一个存档里的文件")
         for file in sorted(saved.iterdir()):
             print(f"   {file.name:<22} {file.stat().st_size:>6,} 字节")
 
         print("② 三步、存、关机、读、再三步；与连走六步比，权重最多差多少")
+        # 三次都从同一个存档来，只差放回了什么
         for forgotten in ("", "random", "optimizer"):
             resumed, optimizer = fresh()  # 像是新开的进程
             torch.manual_seed(999)  # 关机之后，随机数早已不在原处
@@ -352,12 +309,14 @@ def demo() -> None:
             if forgotten == "optimizer":
                 optimizer = build_optimizer(resumed, learning_rate=0.01)
             walk(resumed, optimizer, range(progress["step"], 6))
+            # 恰好为 0 才算接上，「很小」不算
             gap = difference(straight, resumed)
             what = {"": "全部放回", "random": "忘了随机数", "optimizer": "忘了优化器"}[forgotten]
             print(f"   {what:　<6} {gap:.1e}")
             assert (gap == 0) == (forgotten == "")  # 恰好为 0，缺一样就不是
 
         print("③ 放进另一个模型：说出差别，什么也不动")
+        # 层数相同、宽度不同：名字都对得上，形状对不上
         other = nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.5), nn.Linear(4, 1))
         try:
             load_checkpoint(saved, other, build_optimizer(other))

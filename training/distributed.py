@@ -17,7 +17,7 @@ A（grad_accumulation）是**全体**的微批次数，不是每个进程的。�
 三条规矩，模型的代码一行也不用知道：
     ① 人人算同样的步。要不要停、要不要跳过，都由合过的数决定；一个走、一个停，就会永远互相等下去
     ② 一个人说话。进度、日志、画图、存档只归 rank 0（is_main），免得两份写进同一个文件
-    ③ 出错一起知道。rank 0 存不下，别人也要抛同一个错，而不是在下一次通信里干等
+    ③ 出错一起知道。一个存不下，别人也要抛同一个错，而不是在下一次通信里干等
 
 通信走 gloo（CPU 上的几个数、几句话）与 nccl（GPU 上的梯度）。话用 JSON 编成字节再传，不用 pickle。
 
@@ -132,23 +132,28 @@ class Processes:
         return self.gather(value if self.is_main else None)[0]
 
     def on_main(self, action: Callable[[], object]) -> None:
-        """rank 0 做，别人等它做完；它失败了，人人都抛错。
+        """rank 0 做，别人等它做完；它失败了，人人都抛错（见 together）。"""
+        self.together(action if self.is_main else bool)  # bool() 什么也不做
 
-        错误：rank 0 抛什么，别人抛同一类、同一句话（ValueError、OSError，其余是 RuntimeError）
+    def together(self, action: Callable[[], object]) -> None:
+        """人人都做；有一个失败，人人都抛错。
+
+        错误：自己失败的抛自己的；没有失败的，抛第一个失败者的同一类、同一句话
+              （ValueError、OSError，其余是 RuntimeError）
         约定：KeyboardInterrupt 之类不转达：那是人要立刻停下
         """
-        error: Exception | None = None  # 别人手里一直是空的
-        if self.is_main:
-            try:
-                action()
-            except Exception as caught:  # noqa: BLE001 - 先告诉别人，再原样抛出
-                error = caught
+        error: Exception | None = None
+        try:
+            action()
+        except Exception as caught:  # noqa: BLE001 - 先告诉别人，再原样抛出
+            error = caught
         if self.size > 1:
             # 异常对象传不过去（那要 pickle），传它的类名与那句话
             kind = next((k for k, t in KNOWN_ERRORS.items() if isinstance(error, t)), "other")
             # 没有出错也要报一声：别人正等着
-            told = self.broadcast(None if error is None else [kind, str(error)])
-            if told is not None and not self.is_main:
+            reports = self.gather(None if error is None else [kind, str(error)])
+            told = next((report for report in reports if report is not None), None)
+            if told is not None and error is None:
                 raise KNOWN_ERRORS.get(told[0], RuntimeError)(told[1])
         if error is not None:
             raise error

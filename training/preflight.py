@@ -22,7 +22,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from training.checkpoint import trainable_state
+from training.named_state import trainable_state
 
 if TYPE_CHECKING:
     from training.trainer import Trainer

@@ -30,9 +30,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation.files import read_json
-from training.checkpoint import latest_checkpoint, load_checkpoint, plain_model, save_checkpoint
+from training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from training.checkpoint_list import TRAINER_FILE
 from training.distributed import refuse_differences
+from training.named_state import plain_model
 from training.run_description import compare_runs, describe_run
 from training.train_state import TrainState
 
@@ -71,6 +72,8 @@ def save_run(trainer: Trainer, total_seconds: float) -> Path:
         keep_last=trainer.config.keep_last,
         write_more=lambda temporary: trainer.tell("write_files", temporary),  # 清单写在它们之后
         processes=trainer.processes,
+        # 一个进程时没有什么可切的
+        sharded=trainer.config.sharded_checkpoints and trainer.processes.size > 1,
     )
 
 

@@ -23,8 +23,8 @@ $$\bar g = \frac{1}{W}\sum_r g_r, \qquad
 
 FSDP 的参数是 DTensor：看上去是整个（shape 是整个的），手里只有一片。所以：
     求长度   各片的平方和要合起来，不然裁剪就按自己那一片裁
-    存       先凑齐再写，存下的与一个进程存的一样；见 docs/decisions/0007
-    读       人人读整个文件，切下自己的一片
+    存       先凑齐再写，存下的与一个进程存的一样；或各写各的一片，见 sharded_files.py
+    读       人人读整个文件，切下自己的一片；存的是分片，就只读自己要的几行
 
 论文：DDP — Li et al., arXiv:2006.15704；ZeRO — Rajbhandari et al., arXiv:1910.02054；
       FSDP — Zhao et al., arXiv:2304.11277。
@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from foundation.demonstration import run_demo
 from training.distributed import ALONE, Processes
 
-__all__ = ["like", "synchronized", "whole", "wrap"]
+__all__ = ["is_sharded", "like", "own_piece", "synchronized", "whole", "wrap"]
 
 
 def wrap(model: nn.Module, kind: str, processes: Processes, device: torch.device) -> nn.Module:
@@ -130,10 +130,17 @@ def like(full: Tensor, target: Tensor) -> Tensor:
     """
     if not is_sharded(target) or full.shape != target.shape:  # 标量（优化器的步数）不切
         return full
+    if is_sharded(full):  # 已经是自己的一片
+        return full
     from torch.distributed.tensor import distribute_tensor
 
     mesh, placements = target.device_mesh, target.placements  # type: ignore[attr-defined]
     return distribute_tensor(full.to(target.device), mesh, placements, src_data_rank=None)
+
+
+def own_piece(tensor: Tensor) -> Tensor:
+    """手里的那一片；没有切，就是整个。"""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -88,6 +88,7 @@ class TrainConfig:
     eval_batches: int | None = None  # 评估用几批；None = 整个验证集
     save_every: int | None = None  # 隔多少步存一次；None = 与评估同步
     keep_last: int = 2  # 留最近几个检查点，至少 2：最新的可能坏；最好的那个总是留着
+    sharded_checkpoints: bool = False  # 只有 fsdp：各进程写自己的一片，见 sharded_files.py
     patience: int | None = None  # 连续几次评估没有进步就停；None = 不提前停
     max_skipped_steps: int = 5  # 连续几步出现 NaN 就停
     # ── 出了岔子：跳高见 spike_watch.py，确定模式见 determinism.py ──────
@@ -122,6 +123,11 @@ class TrainConfig:
             raise ValueError(
                 "optimizer 'muon' needs whole matrices, parallel 'fsdp' splits them; "
                 "choose parallel 'ddp' or optimizer 'adamw'"
+            )
+        if check_bool("sharded_checkpoints", self.sharded_checkpoints) and self.parallel != "fsdp":
+            raise ValueError(
+                "sharded_checkpoints is for parallel 'fsdp', where each process holds a part; "
+                f"parallel is {self.parallel!r}"
             )
         check_choice("gradient_checkpointing", self.gradient_checkpointing, KINDS)
         check_choice("spike_action", self.spike_action, SPIKE_ACTIONS)

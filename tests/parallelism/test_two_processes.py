@@ -13,7 +13,7 @@ KINDS = ["ddp", "fsdp"]
 def together(run_worker, tmp_path_factory):
     """Everything that needs no second launch, in one: starting torch takes longest."""
     names = ["ddp", "fsdp", "clipped_fsdp", "count_ddp", "count_fsdp", "poisoned"]
-    names += ["poisoned_fsdp", "stopped", "no_room", "indivisible"]
+    names += ["poisoned_fsdp", "stopped", "no_room", "indivisible", "bf16"]
     return run_worker(tmp_path_factory.mktemp("together"), *names)
 
 
@@ -51,6 +51,15 @@ def test_losses_and_weights_equal_those_of_one_process(together, alone, kind):
     assert first["losses"] == pytest.approx(hook.losses, abs=1e-6)
     assert first["norms"] == pytest.approx([r.grad_norm for r in hook.steps], rel=1e-5)
     assert first["tokens"] == [report.n_tokens for report in hook.steps]
+
+
+def test_bf16_is_close(together, alone):
+    trainer, hook = alone(precision="bf16")
+    exact = alone()[1].losses
+    assert hook.losses != pytest.approx(exact, abs=1e-5), "bf16 rounds"
+    for found in together["bf16"]:
+        assert apart(found, trainer) < 2e-3
+    assert together["bf16"][0]["losses"] == pytest.approx(hook.losses, abs=5e-3)
 
 
 def test_the_task_would_notice_averages_of_averages(task):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -122,54 +123,106 @@ def stopped(_):
         return take(number)
 
     step.scaler, step.spikes, step.optimizer = take.scaler, take.spikes, take.optimizer
+    step.parameters = take.parameters
     trainer.take_step = step
     result = trainer.fit()
     return outcome(trainer, hook, interrupted=result.interrupted)
 
 
-def saved(folder, kind):
-    """Three of six steps with dropout, a checkpoint; then on from it, and once without a stop."""
-    changes = {"parallel": kind, "model": {"dropout": 0.1}}
-    straight = train(run_dir=folder / f"straight-{kind}", save_every=3, **changes)
-    resumed = folder / f"stopped-{kind}"
+def saved(folder, name, **options):
+    """Six steps with dropout, saved after three; then on from there, as after an interruption."""
+    changes = {"model": {"dropout": 0.1}, **options}
+    straight = train(run_dir=folder / f"straight-{name}", save_every=3, **changes)
+    resumed = folder / f"resumed-{name}"
     if RANK == 0:
-        keep_first_checkpoint(folder / f"straight-{kind}", resumed)
+        keep_first_checkpoint(folder / f"straight-{name}", resumed)
+    # and once without dropout, for one process to go on from
+    train(run_dir=folder / f"plain-{name}", steps=6, save_every=3, **options)
+    if RANK == 0:
+        shutil.rmtree(folder / f"plain-{name}" / "step-000006")
     dist.barrier()
     return {"straight": straight, "resumed": train(resume=True, run_dir=resumed, **changes)}
 
 
 def keep_first_checkpoint(run_dir, target):
-    import shutil
-
     target.mkdir()
     shutil.copytree(run_dir / "step-000003", target / "step-000003")
 
 
 @scenario
 def saved_ddp(folder):
-    return saved(folder, "ddp")
+    return saved(folder, "ddp", parallel="ddp")
 
 
 @scenario
 def saved_fsdp(folder):
-    return saved(folder, "fsdp")
+    return saved(folder, "fsdp", parallel="fsdp")
 
 
 @scenario
-def from_one(folder):
-    """Two processes go on where one stopped; `one` was written by the test."""
-    return train(resume=True, run_dir=folder / "one", parallel="ddp")
+def saved_shards(folder):
+    return saved(folder, "shards", parallel="fsdp", sharded_checkpoints=True)
+
+
+@scenario
+def bf16(_):
+    return train(parallel="fsdp", precision="bf16")
+
+
+def from_one(folder, name, **options):
+    """Go on from the checkpoint that the test has saved in one process."""
+    if RANK == 0:
+        keep_first_checkpoint(folder / "one", folder / f"from-one-{name}")
+    dist.barrier()
+    return train(resume=True, run_dir=folder / f"from-one-{name}", **options)
+
+
+@scenario
+def from_one_ddp(folder):
+    return from_one(folder, "ddp", parallel="ddp")
 
 
 @scenario
 def from_one_fsdp(folder):
-    return train(resume=True, run_dir=folder / "one-fsdp", parallel="fsdp")
+    return from_one(folder, "fsdp", parallel="fsdp")
+
+
+@scenario
+def no_room_for_shards(folder):
+    """Only rank 1 finds the disk full, at the second checkpoint."""
+    import safetensors.torch as module
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    run, original = folder / "full-shards", module.save
+    trainer = make_trainer(
+        Recorder(), run_dir=run, parallel="fsdp", sharded_checkpoints=True, save_every=3
+    )
+    take = trainer.take_step
+
+    def step(number):
+        if number == 4 and RANK == 1:
+            module.save = full
+        return take(number)
+
+    step.scaler, step.spikes, step.optimizer = take.scaler, take.spikes, take.optimizer
+    step.parameters = take.parameters
+    trainer.take_step = step
+    try:
+        trainer.fit()
+    except OSError as error:
+        dist.barrier()  # until rank 0 has cleaned up
+        return {"error": str(error), "left": sorted(path.name for path in run.glob("step-*"))}
+    finally:
+        module.save = original
+    return {"error": ""}
 
 
 @scenario
 def no_room(folder):
     """Rank 0 cannot save: everyone hears of it."""
-    import training.checkpoint as module
+    import training.sharded_files as module
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")

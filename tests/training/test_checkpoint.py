@@ -9,7 +9,6 @@ from torch import nn
 from gpt_model.model import GPT
 from gpt_model.model_directory import find_model_directory
 from tokenization.tokenizer import Tokenizer
-from training import checkpoint as module
 from training.checkpoint import (
     best_checkpoint,
     latest_checkpoint,
@@ -232,7 +231,7 @@ def test_a_full_disk_leaves_the_last_good_one_and_says_so(saved, monkeypatch, er
             raise error
         save_file(tensors, path, *args, **options)
 
-    monkeypatch.setattr(module, "save_file", failing)
+    monkeypatch.setattr("training.sharded_files.save_file", failing)
     with pytest.raises(OSError, match="could not save .*step-000004.*last good one is") as caught:
         save(directory.parent, 4, model, optimizer)
     assert str(directory) in str(caught.value)
@@ -248,7 +247,7 @@ def test_the_first_save_failing_says_that_there_is_none(tiny_model, tmp_path, mo
     def failing(*args, **options):
         raise OSError("disk full")
 
-    monkeypatch.setattr(module, "save_file", failing)
+    monkeypatch.setattr("training.sharded_files.save_file", failing)
     with pytest.raises(OSError, match="disk full; there is no other one"):
         save(tmp_path, 1, model, build_optimizer(model))
 

@@ -44,6 +44,7 @@ def test_it_cannot_be_changed_in_passing():
 
 def test_every_field_either_changes_the_arithmetic_or_only_how_we_look():
     looking = {"device", "eval_every", "eval_batches", "save_every", "keep_last", "patience"}
+    looking |= {"sharded_checkpoints"}
     looking |= {"gradient_checkpointing"}  # the same numbers, computed twice
     looking |= {"parallel"}  # the same numbers, shared out
     names = {field.name for field in dataclasses.fields(TrainConfig)}
@@ -69,6 +70,8 @@ def test_every_field_either_changes_the_arithmetic_or_only_how_we_look():
         ({"betas": (0.9,)}, "betas must be two numbers"),
         ({"betas": 0.9}, "betas must be two numbers"),
         ({"betas": (0.9, 1.0)}, r"betas\[1\] must be a finite number >= 0 and < 1, got 1.0"),
+        ({"sharded_checkpoints": True}, "sharded_checkpoints is for parallel 'fsdp'.*'none'"),
+        ({"sharded_checkpoints": 1, "parallel": "fsdp"}, "sharded_checkpoints must be"),
         ({"grad_clip": 0.0}, "grad_clip must be a finite number > 0, got 0.0"),
         ({"schedule": "cosin"}, "schedule must be one of .*did you mean 'cosine'"),
         ({"optimizer": "sgd"}, "optimizer must be one of adamw, muon; got 'sgd'"),
