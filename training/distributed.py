@@ -36,6 +36,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -235,6 +236,9 @@ def disconnect() -> None:
     """拆掉进程组；没建过就什么也不做。"""
     if dist.is_initialized():
         dist.destroy_process_group()
+        # 通信的线程也许还拿着最后一次的张量，要等 Python 的锁才放得下；让它一让。
+        # 不让，解释器先收摊，那个线程就使整个进程以 SIGABRT 告终，torchrun 当它死了
+        time.sleep(0.1)
 
 
 def refuse_differences(processes: Processes, description: dict[str, Any]) -> None:

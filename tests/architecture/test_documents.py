@@ -142,6 +142,7 @@ def check_command(command):
         "pip": lambda words: check_installer(["-m", "pip", *words]),
         "make": check_make,
         "fromzero": check_fromzero,
+        "torchrun": check_torchrun,
         "pytest": check_pytest,
         "ruff": lambda words: check_tool("ruff", words),
         "mypy": lambda words: check_tool("mypy", words),
@@ -231,6 +232,25 @@ def check_fromzero(arguments):
             assert value in PRESETS, value
 
 
+def check_torchrun(arguments):
+    """torchrun's own options, then `-m fromzero` with the command; tests/parallelism runs such."""
+    from torch.distributed.run import get_args_parser
+
+    try:
+        parsed = get_args_parser().parse_args(arguments)
+    except SystemExit:
+        raise AssertionError(f"torchrun does not understand {arguments}") from None
+    assert parsed.module, "only `torchrun -m fromzero` is run by a test"
+    assert parsed.training_script == "fromzero"
+    assert mentioned_in_tests('"--parallel"')
+    check_fromzero(parsed.training_script_args)
+    name, *options = parsed.training_script_args
+    options = importlib.import_module(f"fromzero.{name}").parse(options, program=name)
+    config = options.training.to_config()
+    assert config.parallel != "none"
+    assert config.grad_accumulation % int(parsed.nproc_per_node) == 0
+
+
 def check_pytest(arguments):
     markers = re.findall(r'^    "(\w+): ', PROJECT, flags=re.M)
     rest = iter(arguments)
@@ -270,6 +290,9 @@ def test_verify_setup_runs():
         *("python gpt_model/modle.py", "python gpt_model/config.py --plot a.png"),
         *("python -m pytest tests/nowhere", "python -m pytest -m slowly", "curl https://a.b"),
         *("pip install -r requirement.txt", 'pip install -e ".[devel]"', "pip install torch"),
+        "torchrun --nproc-per-node 2 -m fromzero train --parallel ddp",
+        "torchrun --nproc-per-node 2 -m fromzero trian --parallel ddp --grad-accumulation 2",
+        "torchrun --nproc-per-node 2 --parallel ddp train.py",
         *("python verify_setup.py --quik", "fromzero train --preset gpt-mirco"),
     ],
 )
