@@ -186,7 +186,7 @@ class CausalSelfAttention(nn.Module):
           qk_norm         打分前把每个头的 q、k 归一化，打分有了上界，训练更稳
           sliding_window  只看最近 w 个（含自己）；None 即看到开头
           implementation  "fast" 融合的核，"lesson" 上面的公式，"flash" 分块的在线 softmax
-                          （见 flash_attention.py）；三者的结果相同
+                          （flash_attention.py、flash_kernel.py）；三者的结果相同
     """
 
     implementations = ("fast", "lesson", "flash")
@@ -259,19 +259,19 @@ class CausalSelfAttention(nn.Module):
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Visibility | None, dropout_p: float
     ) -> Tensor:
-        """打分、归一、汇总，由 implementation 挑一条路；(B, H, T, d) 进，(B, H, T, d) 出。
-
-        分块的那条路自己会画因果与窗口；别的掩码与随机失活，交给快路
-        """
+        """打分、归一、汇总，由 implementation 挑一条路；分块的不收掩码与随机失活，交给快路。"""
         if self.implementation == "lesson":
             return self._written_out(query, key, value, mask, dropout_p)[0]
         # 一篇之内是普通的因果，没有掩码；编译的图不能随段长而变，所以照旧画
         if isinstance(mask, DocumentRuns) and not torch.compiler.is_compiling():
             inside = partial(self._attend, mask=None, dropout_p=dropout_p)
             return attend_by_runs(query, key, value, mask, inside)
-        window = self.sliding_window
-        mask = as_mask(mask, window)
+        window, mask = self.sliding_window, as_mask(mask, self.sliding_window)
         if self.implementation == "flash" and mask is None and not dropout_p:
+            if query.is_cuda:  # 到用时才导入：别处不必有 Triton
+                from transformer_basics.flash_kernel import kernel_or_tiles
+
+                return kernel_or_tiles(query, key, value, window=window)
             return flash_attention(query, key, value, window=window)
         return fast_attention(query, key, value, mask, window=window, dropout_p=dropout_p)
 

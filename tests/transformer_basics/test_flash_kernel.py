@@ -1,0 +1,233 @@
+"""The Triton kernels against the written-out formula: in the interpreter, and on a GPU if any."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from transformer_basics import flash_kernel
+from transformer_basics.attention import CausalSelfAttention
+from transformer_basics.flash_kernel import kernel_attention, kernel_is_available, kernel_or_tiles
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("flash_kernel_worker.py")
+
+
+class Interpreter:
+    """The worker process: `ask` sends one case and waits for its answer."""
+
+    def __init__(self):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            cwd=ROOT,
+            env=environment,
+        )
+        self.facts = self.answer()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise AssertionError(f"the worker died:\n{self.process.communicate()[1][-3000:]}")
+        return json.loads(line)
+
+    def ask(self, **case):
+        self.process.stdin.write(json.dumps(case) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def close(self):
+        self.process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def interpreter():
+    pytest.importorskip("triton")
+    worker = Interpreter()
+    yield worker
+    worker.close()
+
+
+CASES = {
+    "one tile": {"queries": 16, "keys": 16},
+    "odd length": {"queries": 37, "keys": 37, "batch": 2, "heads": 2, "groups": 2},
+    "one query": {"queries": 1, "keys": 33},
+    "both ways": {"queries": 20, "keys": 35, "causal": False},
+    "more queries than keys": {"queries": 35, "keys": 18},
+    "more queries, both ways": {"queries": 35, "keys": 18, "causal": False},
+    "grouped heads": {"queries": 19, "keys": 19, "batch": 2, "heads": 6, "groups": 2},
+    "one group": {"queries": 19, "keys": 40, "heads": 3, "groups": 1},
+    "cache offset": {"queries": 21, "keys": 50},
+    "window": {"queries": 50, "keys": 50, "window": 7},
+    "window across tiles": {"queries": 50, "keys": 70, "window": 33},
+    "window of one": {"queries": 33, "keys": 33, "window": 1},
+    "padded heads": {"queries": 18, "keys": 18, "size": 20},
+    "narrow heads": {"queries": 18, "keys": 18, "size": 4, "wide": 8},
+    "values wider": {"queries": 18, "keys": 18, "size": 16, "wide": 40},
+    "widest heads": {"queries": 18, "keys": 18, "size": 128},
+    "scale": {"queries": 18, "keys": 18, "scale": 1.0},
+    "unequal tiles": {"queries": 70, "keys": 70, "query_tile": 32, "window": 20},
+    "unequal tiles, wide keys": {"queries": 70, "keys": 75, "key_tile": 64, "window": 20},
+    "broadcast slope": {"queries": 18, "keys": 18, "broadcast_slope": True},
+    "documents": {
+        "queries": 34,
+        "keys": 40,
+        "batch": 2,
+        "heads": 2,
+        "documents": [[0] * 17 + [5] * 23, [3] * 5 + [-1] * 30 + [3] * 5],
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_equals_the_formula(interpreter, case):
+    gaps = interpreter.ask(**case)
+    assert gaps.keys() == {"output", "query", "key", "value"}
+    assert max(gaps.values()) < 2e-6, gaps
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_the_formula_at_random(interpreter, seed):
+    draw = random.Random(seed)
+    groups, share = draw.choice([(1, 1), (2, 1), (1, 2), (2, 2)])
+    causal = draw.random() < 0.7
+    case = {
+        "queries": draw.randint(1, 50),
+        "keys": draw.randint(1, 50),
+        "heads": groups * share,
+        "groups": groups,
+        "size": draw.choice([5, 16, 24]),
+        "causal": causal,
+        "window": draw.choice([None, draw.randint(1, 40)]) if causal else None,
+        "query_tile": draw.choice([16, 32]),
+        "key_tile": draw.choice([16, 32]),
+        "seed": seed,
+    }
+    gaps = interpreter.ask(**case)
+    assert max(gaps.values()) < 2e-6, (case, gaps)
+
+
+def test_scores_too_large_for_exp(interpreter):
+    """e^s overflows past 88, and L is in the hundreds: its last bit is worth 3e-5 of P."""
+    gaps = interpreter.ask(queries=40, keys=40, peak=25, scale=1.0)
+    assert max(gaps.values()) < 1e-4, gaps
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("bfloat16", 1.5e-2)])
+def test_half_precision_is_one_rounding_away(interpreter, dtype, tolerance):
+    """P, dS and the results are rounded to 16 bits; the sums are not: 5 tiles, still one step."""
+    case = {"queries": 70, "keys": 75, "heads": 2, "groups": 1, "size": 16}
+    gaps = interpreter.ask(**case, dtype=dtype)
+    assert 0.0 < max(gaps.values()) < tolerance, gaps
+
+
+def test_chosen_tiles(interpreter):
+    """No tiles given: the sizes a GPU would use, larger than the whole."""
+    gaps = interpreter.ask(queries=40, keys=40, size=24, query_tile=None, key_tile=None)
+    assert max(gaps.values()) < 2e-6, gaps
+
+
+def test_refusals_name_the_value_and_the_limit(interpreter):
+    assert interpreter.facts == {"interpreting": True, "available": True, "same": True}
+
+    def refusal(options=None, **case):
+        case = {"queries": 18, "keys": 18, **case}
+        return interpreter.ask(job="error", options=options or {}, **case)["error"]
+
+    assert "up to 128" in refusal(size=129)
+    assert "129" in refusal(size=129)
+    assert "float64" in refusal(dtype="float64")
+    assert "powers of two from 16 up, got 24, 16" in refusal({"query_tile": 24, "key_tile": 16})
+    assert "powers of two from 16 up, got 16, 8" in refusal({"query_tile": 16, "key_tile": 8})
+    assert "window=3 needs causal=True" in refusal({"window": 3, "causal": False})
+    assert "H a multiple of G" in refusal(heads=3, groups=2)
+    assert refusal() is None
+
+
+def test_without_triton_or_a_gpu_it_says_so(monkeypatch):
+    """The page imports everywhere; what cannot run says why and what runs instead."""
+    inputs = [torch.randn(1, 1, 4, 16) for _ in range(3)]
+    if not (kernel_is_available() and flash_kernel.interpreting()):
+        with pytest.raises(ValueError, match="tensors on cpu; flash_attention runs everywhere"):
+            kernel_attention(*inputs)
+    monkeypatch.setattr(flash_kernel, "triton", None)
+    assert not kernel_is_available()
+    with pytest.raises(ValueError, match="Triton \\(found: False\\)"):
+        kernel_attention(*inputs)
+    assert kernel_or_tiles(*inputs).shape == inputs[0].shape
+
+
+def test_the_pages_import_where_triton_is_not_installed():
+    """A finder that refuses triton stands for Windows and macOS; the demonstrations still run."""
+    code = (
+        "import sys\n"
+        "sys.modules['triton'] = None\n"  # makes `import triton` raise ImportError
+        "from transformer_basics import flash_kernel, flash_programs\n"
+        "assert not flash_kernel.kernel_is_available()\n"
+        "flash_programs.demo(); flash_kernel.demo()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        encoding="utf-8",
+        env=environment,
+        cwd=ROOT,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "flash_attention.py" in result.stdout
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [16, 64, 80, 128])
+def test_equals_the_library_on_a_gpu(dtype, size):
+    pytest.importorskip("triton")
+    torch.manual_seed(0)
+    shapes = (2, 8, 300, size), (2, 2, 333, size), (2, 2, 333, size)
+    inputs = [
+        torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True) for shape in shapes
+    ]
+    distance = torch.arange(33, 333)[:, None] - torch.arange(333)
+    for window in (None, 100):
+        mask = ((distance >= 0) & (distance < (window or 333))).cuda()
+        mine = kernel_attention(*inputs, window=window)
+        exact = [x.detach().double().requires_grad_() for x in inputs]
+        right = F.scaled_dot_product_attention(*exact, attn_mask=mask, enable_gqa=True)
+        slope = torch.randn_like(mine)
+        got = (mine, *torch.autograd.grad(mine, inputs, slope))
+        want = (right, *torch.autograd.grad(right, exact, slope.double()))
+        tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+        for a, b in zip(got, want, strict=True):
+            gap = float((a.double() - b).abs().max()) / max(1.0, float(b.abs().max()))
+            assert gap < tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_layer_uses_the_kernel_on_a_gpu(monkeypatch):
+    pytest.importorskip("triton")
+    calls = []
+    monkeypatch.setattr(
+        flash_kernel,
+        "kernel_attention",
+        lambda *a, **k: calls.append(1) or kernel_attention(*a, **k),
+    )
+    layer = CausalSelfAttention(64, 4, n_kv_heads=2, sliding_window=20).cuda()
+    x = torch.randn(2, 50, 64, device="cuda")
+    fast = layer(x)
+    layer.implementation = "flash"
+    torch.testing.assert_close(layer(x), fast, atol=1e-4, rtol=1e-4)
+    assert calls
