@@ -261,7 +261,7 @@ class CausalSelfAttention(nn.Module):
     ) -> Tensor:
         """打分、归一、汇总，由 implementation 挑一条路；分块的不收掩码与随机失活，交给快路。"""
         if self.implementation == "lesson":
-            return self._written_out(query, key, value, mask, dropout_p)[0]
+            return self._written_out(query, key, value, mask, dropout_p)[0]  # 只要 O，不要 A
         # 一篇之内是普通的因果，没有掩码；编译的图不能随段长而变，所以照旧画
         if isinstance(mask, DocumentRuns) and not torch.compiler.is_compiling():
             inside = partial(self._attend, mask=None, dropout_p=dropout_p)

@@ -29,7 +29,7 @@ $$\underbrace{4T^2 + 4Td}_{\text{公式：S、P 各写出、读回一遍}} \quad
      Williams 等 2009 屋顶线模型（roofline），doi:10.1145/1498765.1498785
 
 改哪里：新的卡、新的块 → SRAM_BUDGETS 与两张单子；测试把三个核真的编译到几代卡上，
-       核对编译器报的 SRAM 不超过这里的账。
+       核对编译器报的 SRAM 与这里的账。
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def sram_bytes(
     """一个程序在片上要放几个字节；公式见本页开头。
 
     形状：head、wide 是 d、e，tiles 是 (B_Q, B_K)
-    约定：是上界；编译器有时让 k、v 少等一块，或者让 P 留在寄存器里
+    约定：是估计；编译器有时让 k、v 少等一块（少用），有时换布局要借一块地方（多用）
     """
     query_tile, key_tile = tiles
     head, wide = padded(head), padded(wide)
@@ -98,15 +98,15 @@ def demo() -> None:
     """两本账，各印一张表；数字都由公式算出，与机器无关，所以可以断言。"""
     print("① 一个头、d = 64、16 位，前向搬的 MiB：公式 → 分块（B_Q = 128）")
     for length in (1024, 4096, 16384):
-        formula, tiles = bytes_moved(length, 64, 128, 2)
+        formula, tiled = bytes_moved(length, 64, 128, 2)
         work = 4 * length**2 * 64  # 两次矩阵乘，每次 2·T²·d 次运算
         print(
-            f"   T = {length:5d}  {formula / 2**20:7.1f} → {tiles / 2**20:6.1f}"
-            f"   每字节的运算 {work / formula:3.0f} → {work / tiles:3.0f}"
+            f"   T = {length:5d}  {formula / 2**20:7.1f} → {tiled / 2**20:6.1f}"
+            f"   每字节的运算 {work / formula:3.0f} → {work / tiled:3.0f}"
         )
         # 越长越接近 d/2 与 B_Q
         assert 29 < work / formula < 32
-        assert 110 < work / tiles < 128
+        assert 110 < work / tiled < 128
     # 块小一半，搬运就多一倍：T²d/B_Q 那一项占了绝大部分
     small, large = (bytes_moved(16384, 64, tile, 2)[1] for tile in (64, 128))
     print(f"   B_Q 由 128 减到 64，搬运是原来的 {small / large:.2f} 倍")

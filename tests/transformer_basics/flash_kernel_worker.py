@@ -56,7 +56,9 @@ def inputs_of(case):
     query, key, value = (torch.randn(shape).transpose(1, 2) for shape in shapes)
     if case.get("peak"):
         key[:, :, case["peak"]] *= 100.0
-    return [x.to(dtype).requires_grad_() for x in (query, key, value)]
+    value_dtype = getattr(torch, case.get("value_dtype", case.get("dtype", "float32")))
+    dtypes = dtype, dtype, value_dtype
+    return [x.to(d).requires_grad_() for x, d in zip((query, key, value), dtypes, strict=True)]
 
 
 def run(case):
@@ -85,8 +87,8 @@ def run(case):
             slope = torch.ones((), dtype=output.dtype).expand(right.shape)
         mine = torch.autograd.grad(output, inputs, slope)
         theirs = torch.autograd.grad(right, exact, slope.double())
-        for name, a, b in zip(("query", "key", "value"), mine, theirs, strict=True):
-            assert a.dtype == inputs[0].dtype
+        for name, x, a, b in zip(("query", "key", "value"), inputs, mine, theirs, strict=True):
+            assert a.dtype == x.dtype
             gaps[name] = relative_gap(a, b)
     return gaps
 
