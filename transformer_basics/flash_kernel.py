@@ -50,6 +50,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -80,6 +81,17 @@ def interpreting() -> bool:
     约定：看核本身变成了什么，而不看环境变量，后者可能在导入之后才改
     """
     return triton is not None and not isinstance(forward_kernel, triton.JITFunction)
+
+
+def interpreter_works() -> bool:
+    """这里的解释器能不能用：Triton 3.7 之前的，在 NumPy 2.4 起不会读循环的上下界。
+
+    只关乎解释器；在卡上跑的是编译出来的机器码，用不着 NumPy
+    """
+    if triton is None:
+        return False
+    newer = [int(part) for part in triton.__version__.split(".")[:2]] >= [3, 7]
+    return newer or [int(part) for part in np.__version__.split(".")[:2]] < [2, 4]
 
 
 def kernel_is_available() -> bool:
@@ -315,8 +327,9 @@ def demo() -> None:
     # 能不能跑只看这台机器，所以印出来，不断言
     print(f"② 这里能跑核吗：{kernel_is_available()}", end="，")
     print(f"Triton {'没有' if triton is None else triton.__version__}，CUDA {torch.version.cuda}")
-    if triton is None:
-        print("③ Triton 只有 Linux 的轮子；同样的算法用 PyTorch 写的，见 flash_attention.py")
+    if not interpreter_works():
+        # Triton 只有 Linux 的轮子；有的旧版解释器与新的 NumPy 不合
+        print("③ 这里没有能用的 Triton 解释器；同样的算法用 PyTorch 写的，见 flash_attention.py")
         return
     # 子进程的输出照样印在这里；它断言失败，这里也跟着失败
     print("③ 在解释器里跑三个核（4 个查询头共用 2 个键值头，T = 21、S = 37、d = 24）")

@@ -53,7 +53,9 @@ class Interpreter:
 
 @pytest.fixture(scope="module")
 def interpreter():
-    pytest.importorskip("triton")
+    triton = pytest.importorskip("triton")
+    if not flash_kernel.interpreter_works():
+        pytest.skip(f"the interpreter of Triton {triton.__version__} is too old for this NumPy")
     worker = Interpreter()
     yield worker
     worker.close()
@@ -161,6 +163,17 @@ def test_refusals_name_the_value_and_the_limit(interpreter):
     assert "window=3 needs causal=True" in refusal({"window": 3, "causal": False})
     assert "H a multiple of G" in refusal(heads=3, groups=2)
     assert refusal() is None
+
+
+@pytest.mark.parametrize(
+    ("triton_version", "numpy_version", "works"),
+    [("3.5.1", "2.3.9", True), ("3.6.0", "2.4.0", False), ("3.7.0", "2.10.1", True)],
+)
+def test_which_interpreters_work(triton_version, numpy_version, works, monkeypatch):
+    module = type("Triton", (), {"__version__": triton_version})
+    monkeypatch.setattr(flash_kernel, "triton", module)
+    monkeypatch.setattr(flash_kernel.np, "__version__", numpy_version)
+    assert flash_kernel.interpreter_works() == works
 
 
 def test_without_triton_or_a_gpu_it_says_so(monkeypatch):
