@@ -41,7 +41,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foundation.allocator import keep_freed_memory
+from foundation.allocator import keep_freed_memory, return_freed_memory
 from foundation.demonstration import run_demo
 from foundation.devices import pick_device, resolve_precision, seed_everything
 from tokenization.tokenizer import Tokenizer
@@ -95,7 +95,11 @@ class Trainer:
         self.processes = connect(config.parallel)  # torchrun 里有几个；直接运行就只有自己
         self.device = own_device(pick_device(config.device), self.processes)
         if self.device.type == "cpu":
-            keep_freed_memory()  # 每步要的内存一样多：留着用，省下几十万次缺页
+            # 每步要的内存一样多：留着用，省下几十万次缺页
+            # 要重算的，缺的是内存而不是时间：用完就还，不然留着的碎片比省下的激活还多
+            # 设置管到进程结束；用户自己设过的不动
+            recomputes = config.gradient_checkpointing != "none"
+            return_freed_memory() if recomputes else keep_freed_memory()
         self.precision = resolve_precision(config.precision, self.device)  # fp32、bf16 或 fp16
         if config.gradient_checkpointing != "none":
             use_checkpointing(model, config.gradient_checkpointing)

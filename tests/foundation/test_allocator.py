@@ -26,7 +26,7 @@ print(faults() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 def test_a_repeated_allocation_faults_its_pages_once(monkeypatch):
-    for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+    for name in allocator.CHOSEN:
         monkeypatch.delenv(name, raising=False)
     counts = {
         word: int(subprocess.check_output([sys.executable, "-c", COUNT_FAULTS, word], text=True))
@@ -47,3 +47,31 @@ def test_elsewhere_nothing_happens(monkeypatch):
     monkeypatch.setattr(allocator.platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(allocator.ctypes, "CDLL", None)
     assert allocator.keep_freed_memory() is False
+    assert allocator.return_freed_memory() is False
+
+
+RESIDENT = """
+import sys, torch
+from foundation.allocator import keep_freed_memory, return_freed_memory
+assert keep_freed_memory()
+if "return" in sys.argv:
+    assert return_freed_memory()
+blocks = [torch.ones(2_000_000) for _ in range(20)]
+last = torch.ones(1000)  # keeps the top of the heap busy
+del blocks
+pages = int(open("/proc/self/statm").read().split()[1])
+blocks = [torch.ones(1_990_000) for _ in range(20)]  # a little smaller: an aligned one fits
+print(int(open("/proc/self/statm").read().split()[1]) - pages)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_returned_memory_is_no_longer_resident(monkeypatch):
+    for name in allocator.CHOSEN:
+        monkeypatch.delenv(name, raising=False)
+    new_pages = {
+        word: int(subprocess.check_output([sys.executable, "-c", RESIDENT, word], text=True))
+        for word in ("keep", "return")
+    }
+    # 160 MB in pages of 4 KB: anew after they were returned, hardly any where they were kept
+    assert new_pages["return"] > 35_000 > 5 * new_pages["keep"]
