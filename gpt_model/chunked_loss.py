@@ -102,6 +102,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad_x[first : first + rows] = _times(z, table)
             if need_weight:
                 grad_weight = _add_outer(grad_weight, z, some, weight)
+            del z  # 名字还在，旧的一段就要等新的算完才放：同时占两段
         if need_weight and grad_weight is None:  # 一道题也没有
             grad_weight = torch.zeros_like(weight)
         # 不用 save_for_backward：backward 要把它们原样交出去，只许有一个人拿着
