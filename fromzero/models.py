@@ -48,14 +48,8 @@ def run(options: Options) -> int:
 def details(name: str) -> str:
     """One model: its configuration where it differs from the defaults, and where its size goes."""
     from gpt_model.config import PRESET_PURPOSES, PRESETS
-    from gpt_model.sizes import (
-        count_parameters,
-        flops_per_token,
-        human,
-        inference_memory,
-        kv_bytes_per_token,
-        training_memory,
-    )
+    from gpt_model.memory import inference_memory, training_memory
+    from gpt_model.sizes import count_parameters, flops_per_token, human, kv_bytes_per_token
 
     config = find_config(name)
     count = count_parameters(config)
@@ -93,7 +87,8 @@ def find_config(name: str) -> GPTConfig:
 def narrow_table() -> str:
     """The columns that matter most, for a terminal of eighty columns."""
     from gpt_model.config import PRESETS
-    from gpt_model.sizes import count_parameters, flops_per_token, human, training_memory
+    from gpt_model.memory import training_memory
+    from gpt_model.sizes import count_parameters, flops_per_token, human
 
     header = ("name", "layers×dim×heads", "context", "vocab", "parameters", "FLOPs", "train")
     rows = [header]

@@ -61,7 +61,7 @@ def overview(
         processes=trainer.processes.size,
         optimizer=training.optimizer,
     )
-    memory = memory_needed(config, plan)
+    memory = memory_needed(config, plan, device=trainer.device.type)
     rows = {
         "data": f"{options.data}: {train.n_tokens:,} tokens to learn from, {val.n_tokens:,} to "
         "validate on",

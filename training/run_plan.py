@@ -1,6 +1,6 @@
 r"""还没花钱，怎么知道要多少卡、几天、多少钱、练得多好？——四个数都算得出来，先算再租。
 
-    配置 N、L、D ─┬─▶ 一块 GPU 上的内存   六部分之和，与显存比             gpt_model/sizes.py
+    配置 N、L、D ─┬─▶ 一块 GPU 上的内存   最挤的那一刻，与显存比           gpt_model/memory.py
     练法 B、T、W ─┤
     词元数 D ─────┼─▶ 时间 ─▶ 花费        计算量 ÷ 真正的速度              本课
                   └─▶ 练完的损失          缩放定律                          scaling_law.py
@@ -52,8 +52,8 @@ from dataclasses import dataclass, replace
 from foundation.checks import check_choice, check_float, check_int
 from foundation.demonstration import run_demo
 from gpt_model.config import PRESETS, GPTConfig, preset
+from gpt_model.memory import MemoryEstimate
 from gpt_model.sizes import (
-    MemoryEstimate,
     count_parameters,
     flops_per_token,
     human,
@@ -181,7 +181,7 @@ class RunPlan:
         """装得下（fits）、有点紧（tight）、装不下（does not fit）。"""
         # 比的是峰值：一步里最挤的那一刻
         share = self.memory.total / self.gpu_memory
-        # 估计与实测差一两成，所以留两成余地；分界与 memory_advice.py 相同
+        # 分配器的碎片没有算，所以留两成余地；分界与 memory_advice.py 相同
         return "fits" if share <= WARN_SHARE else ("tight" if share <= 1 else "does not fit")
 
     # ── 时间与花费 ──────────────────────────────────────────────────────

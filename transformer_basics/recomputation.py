@@ -24,7 +24,7 @@ $$\text{内存：} L\,a \;\to\; L\,x + a \qquad
 
 改哪里：
   · 想多重算或少重算一样——在那一处用 recompute(函数, 参数…) 包起来，由模块的 recompute 属性控制。
-  · 整个模型怎样切换 → GPT.use_checkpointing；省多少内存的公式 → gpt_model/sizes.py。
+  · 整个模型怎样切换 → GPT.use_checkpointing；省多少内存的公式 → gpt_model/memory.py。
 """
 
 from __future__ import annotations

@@ -208,7 +208,8 @@ def test_a_model_that_cannot_fit_is_refused_before_training(make_trainer, record
 
 
 def test_memory_that_may_not_suffice_is_a_warning(make_trainer, recorder, monkeypatch):
-    from gpt_model.sizes import count_parameters, training_memory
+    from gpt_model.memory import training_memory
+    from gpt_model.sizes import count_parameters
 
     trainer = make_trainer(hooks=[recorder, DiagnosticsHook()], steps=1)
     needed = training_memory(trainer.model.config, 4, 8).total

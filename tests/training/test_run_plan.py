@@ -47,7 +47,9 @@ def test_gpt2_by_hand():
     assert run.mfu == 0.4
     assert run.tokens_per_step == 8192
     assert run.steps == 122_071  # 122,070.3 rounded up
-    assert (run.memory.weights, run.memory.gradients) == (6 * N, 4 * N)
+    # 16-bit copies of the matrices in the blocks; the output table is the first to have a gradient
+    assert run.memory.weights == 4 * N + 2 * 84_934_656
+    assert run.memory.gradients == 4 * 38_597_376
     assert run.memory.optimizer == 8 * N
     assert run.verdict == "fits"
     # 406.4 / N^0.34 = 0.7206, 410.7 / (1e9)^0.28 = 1.2405
