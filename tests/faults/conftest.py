@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import gpt_model.model_directory
-import training.checkpoint
+import training.sharded_files
 import training.trainer
 from finetuning.lora import LoRAConfig, apply_lora
 from gpt_model.config import preset
@@ -237,7 +237,7 @@ class FaultyDisk:
             (os, "unlink", removal("unlink")),
             (os, "rmdir", removal("rmdir")),
             (Path, "mkdir", mkdir),
-            (training.checkpoint, "save_file", write_tensors),
+            (training.sharded_files, "save_file", write_tensors),
             (gpt_model.model_directory, "save_file", write_tensors),
         ]
         before = [(where, name, getattr(where, name)) for where, name, _ in patches]
