@@ -16,6 +16,7 @@ from foundation.checks import check_int
 from foundation.files import write_json
 from fromzero.arguments import parse_options
 from fromzero.option_types import MaybeInt, MaybePath, MaybeText, free_directory, harmless
+from fromzero.starting_points import starting_point
 from fromzero.train_report import overview, prompts, report_and_sample
 from fromzero.training_options import (
     OPTIONS_FILE,
@@ -52,6 +53,7 @@ class Options:
         fromzero train
         fromzero train --data my.txt --tokenizer characters --minutes 10
         fromzero train --data shakespeare.txt --recipe speedrun
+        fromzero train --depth 2
         fromzero train --data "books/*.txt" --preset modern-mini --vocab-size 4096 --steps 2000
         fromzero train --n-layers 2 --dim 64 --overfit-one-batch --steps 200
         fromzero train --resume runs/gpt-micro
@@ -77,6 +79,8 @@ class Options:
     # a whole set of choices
     recipe: MaybeText = None
     """model and training from training/recipes.py; every other option still changes it"""
+    depth: MaybeInt = None
+    """one dial: this many layers, and all the rest derived from it (training/depth_dial.py)"""
 
     # which model
     preset: str = "gpt-micro"
@@ -130,31 +134,14 @@ class OptionsHook(Hook):
 
 
 def parse(arguments: Sequence[str], *, program: str) -> Options | None:
-    """Read the options; an earlier run's or a recipe's are the defaults when one is named."""
+    """Read the options; an earlier run's, a depth's or a recipe's are the defaults."""
     options = parse_options(Options, arguments, program=program)
     if options is None:
         return None
-    if options.resume is not None:
-        defaults = load_options(Options, options.resume)
-    elif options.recipe is not None:
-        defaults = recipe_options(options.recipe)
-    else:
+    defaults = starting_point(options)
+    if defaults is None:
         return options
     return parse_options(Options, arguments, program=program, defaults=defaults)
-
-
-def recipe_options(name: str) -> Options:
-    """A recipe's choices as the defaults of the command line; it learns characters."""
-    from training.recipes import recipe
-
-    chosen = recipe(name)
-    return Options(
-        recipe=name,
-        tokenizer="characters",
-        preset=chosen.preset,
-        model=ModelOptions(**chosen.model),
-        training=TrainingOptions(**chosen.training),
-    )
 
 
 def run(options: Options) -> int:
@@ -188,6 +175,8 @@ def run(options: Options) -> int:
     if options.training.steps is None:
         steps = choose_steps(options, config, training, block_size, train, processes.size)
         training = training.replace(steps=processes.broadcast(steps))
+    elif options.depth is not None and processes.is_main:
+        warn_of_little_data(options, training, block_size, train)
     written = replace(options.training, steps=training.steps)
     options = replace(options, out=out, training=written, resume=None, overwrite=False)
     # ④ train
@@ -320,6 +309,21 @@ def choose_steps(
     device = pick_device(training.device)
     n_batches, _ = steps_in(n_processes * options.minutes, workload, device, training.precision)
     return max(1, n_batches // training.grad_accumulation)
+
+
+def warn_of_little_data(
+    options: Options, training: TrainConfig, block_size: int, train: TokenShard
+) -> None:
+    """A depth asks for tokens whether they are there or not; say so when they are not."""
+    per_step = options.training.batch_size * training.grad_accumulation * block_size
+    epochs = training.steps * per_step / train.n_tokens
+    if epochs > options.max_epochs:
+        warnings.warn(
+            f"depth {options.depth} sees the {train.n_tokens:,} tokens of {options.data} "
+            f"{epochs:.1f} times, more than --max-epochs {options.max_epochs:g}: give more data, "
+            "a smaller --depth or fewer --steps",
+            stacklevel=1,
+        )
 
 
 def build_trainer(

@@ -73,6 +73,10 @@ def overview(
         f"{n_tokens / train.n_tokens:.1f} times the data; {trainer.device}, {trainer.precision}",
         "run": str(options.out),
     }
+    if options.depth is not None:
+        rows["model"] = f"depth {options.depth}: " + rows["model"].partition(", ")[2]
+        rows["model"] += f", {config.dim} wide, {config.n_heads} heads, context {block_size}"
+        rows["training"] += f", learning rate {training.learning_rate:.4f}"
     lines = [f"{name:<11}{value}" for name, value in rows.items()]
     return "\n".join([*lines, "", look_at_batch(trainer.batches(0), tokenizer, rows=1), ""])
 

@@ -149,11 +149,11 @@ def human(number: float, unit: str = "") -> str:
     字节也按 1000 进位（MB 而非 MiB），与硬盘、显卡的标称一致
     """
     # 999.5 起进位：四舍五入到三位有效数字之后，不会印出 1e+03
-    for suffix in ("", "k", "M", "G", "T"):
+    for suffix in ("", "k", "M", "G", "T", "P"):
         if abs(number) < 999.5:
             return f"{number:.3g}{suffix}{unit}"
         number /= 1000
-    return f"{number:.3g}P{unit}"
+    return f"{number:.3g}E{unit}"
 
 
 def preset_table() -> str:

@@ -19,6 +19,7 @@ from gpt_model.config import GPTConfig, preset
 from gpt_model.model import GPT
 from gpt_model.model_directory import find_model_directory
 from tokenization.tokenizer import Tokenizer
+from training.depth_dial import from_depth
 from training.recipes import RECIPES
 from training.train_config import ARITHMETIC_FIELDS, TrainConfig
 
@@ -238,6 +239,36 @@ def test_a_recipe_on_the_command_line_is_the_librarys(name):
     assert {key: ours[key] for key in ARITHMETIC_FIELDS} == {
         key: theirs[key] for key in ARITHMETIC_FIELDS
     }
+
+
+def test_a_depth_decides_everything_that_options_do_not():
+    options, chosen = parse(["--depth", "3"], program=""), from_depth(3)
+    assert (options.depth, options.tokenizer) == (3, "bpe")
+    assert options.model.to_config(options.preset, None) == chosen.model_config(
+        preset(chosen.preset).vocab_size
+    )
+    ours, theirs = options.training.to_config().to_dict(), chosen.train_config().to_dict()
+    assert {key: ours[key] for key in ARITHMETIC_FIELDS} == {
+        key: theirs[key] for key in ARITHMETIC_FIELDS
+    }
+    changed = parse(["--depth", "3", "--dim", "32", "--learning-rate", "0.5"], program="")
+    assert (changed.model.dim, changed.training.learning_rate) == (32, 0.5)
+    assert changed.training.steps == options.training.steps
+    for words in (["--recipe", "sprint"], ["--preset", "gpt-mini"]):
+        with pytest.raises(ValueError, match=f"--depth 3 and {' '.join(words)} both decide"):
+            parse(["--depth", "3", *words], program="")
+    with pytest.raises(ValueError, match="depth must be .*got 0"):
+        parse(["--depth", "0"], program="")
+
+
+def test_a_depth_trains_and_says_what_it_chose(train, workplace):
+    few = ["--warmup-steps", "1", "--decay-steps", "3", "--batch-size", "2"]
+    printed, errors = train("--depth", "1", *few, "--max-epochs", "0.01", "--out", "runs/d")
+    assert "depth 1: " in printed
+    assert "learning rate" in printed
+    assert "--max-epochs 0.01" in errors  # more passes over the data than are of use
+    saved = GPT.load(find_model_directory("runs/d")).config
+    assert (saved.norm, saved.zero_init, saved.token_shift) == ("rmsnorm", True, True)
 
 
 def test_a_recipe_trains_and_resumes(train, workplace):
