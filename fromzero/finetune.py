@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundation.checks import check_int
+from fromzero.arguments import parse_options
 from fromzero.option_types import MaybeInt, MaybePath, free_directory, harmless, open_model
-from fromzero.training_options import TrainingOptions
+from fromzero.training_options import TrainingOptions, load_options
 
 if TYPE_CHECKING:
     from finetuning.sft import Pair
@@ -51,6 +53,7 @@ class Options:
         fromzero finetune
         fromzero finetune --data pairs.jsonl --model runs/gpt-micro --out runs/my-adapter
         fromzero finetune --data pairs.jsonl --r 16 --steps 500 --merge runs/my-model
+        fromzero finetune --resume runs/my-adapter
     """
 
     data: MaybePath = None
@@ -67,6 +70,10 @@ class Options:
     """the run directory, with the adapter in its folder adapter; without it a new one in runs/"""
     overwrite: bool = False
     """replace the run that is already in --out"""
+    resume: MaybePath = None
+    """continue the run in this directory, with its own options"""
+    allow_changes: bool = False
+    """resume although options that decide the result have changed"""
     merge: MaybePath = None
     """also merge the adapter into the model and save that here"""
     max_length: MaybeInt = None
@@ -82,6 +89,15 @@ class Options:
     )
 
 
+def parse(arguments: Sequence[str], *, program: str) -> Options | None:
+    """Read the options; an earlier run's are the defaults when one is resumed."""
+    options = parse_options(Options, arguments, program=program)
+    if options is None or options.resume is None:
+        return options
+    defaults = load_options(Options, options.resume)
+    return parse_options(Options, arguments, program=program, defaults=defaults)
+
+
 def run(options: Options) -> int:
     """Base model and pairs → adapter."""
     from finetuning.adapter_files import load_adapter, save_adapter
@@ -94,8 +110,9 @@ def run(options: Options) -> int:
     training = options.training.to_config()
     lora = LoRAConfig(**vars(options.lora))
     pairs = read(options)
-    out = options.out or free_directory(Path("runs"), "adapter")
-    with RunDirectory(out).claimed(overwrite=options.overwrite):
+    resuming = options.resume is not None
+    out = options.resume or options.out or free_directory(Path("runs"), "adapter")
+    with RunDirectory(out).claimed(resume=resuming, overwrite=options.overwrite):
         pass
     model, tokenizer, base = open_model(options.model, options.training.device, "fp32")
     limit = model.config.max_seq_len
@@ -104,12 +121,15 @@ def run(options: Options) -> int:
     seed_everything(training.seed)
     apply_lora(model, lora)
     trainable, total = count_trainable(model)
-    trainer = build_trainer(out, base, model, tokenizer, training, options, pairs, length)
+    written = replace(options, out=out, model=base, resume=None, overwrite=False)
+    trainer = build_trainer(out, base, model, tokenizer, training, written, pairs, length)
     before = trainer.evaluate().loss
     print(f"base       {base}")
     print(f"trainable  {trainable:,} of {total:,} parameters ({trainable / total:.1%})")
     print(f"held out   loss {before:.4f} before", flush=True)
-    result = trainer.fit(overwrite=options.overwrite)
+    result = trainer.fit(
+        resume=resuming, overwrite=options.overwrite, allow_changes=options.allow_changes
+    )
     # ③ keep the best: an adapter is small, so every checkpoint holds a whole one
     best = best_checkpoint(out)
     if best is not None and best.step != result.step:
@@ -125,6 +145,7 @@ def run(options: Options) -> int:
         plain.save(options.merge, tokenizer)
         print(f"merged     {options.merge}")
     if result.interrupted:
+        print(f"to go on: fromzero finetune --resume {out}", flush=True)
         return INTERRUPTED
     show_answers(plain, tokenizer, pairs[1], length)
     where = f"--model {options.merge}" if options.merge else f"--model {base} --adapter {out}"
@@ -168,6 +189,7 @@ def build_trainer(
     """The one training loop, with pairs for batches."""
     from finetuning.adapter_files import AdapterHook
     from finetuning.sft import PairBatches
+    from fromzero.train import OptionsHook
     from training.hooks import standard_hooks
     from training.trainer import Trainer
 
@@ -192,7 +214,7 @@ def build_trainer(
         model,
         batches,
         config=training,
-        hooks=[*standard_hooks(), AdapterHook(str(base))],
+        hooks=[*standard_hooks(), AdapterHook(str(base)), OptionsHook(options)],
         val_batches=exam.once,
         run_dir=out,
     )

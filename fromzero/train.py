@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foundation.checks import check_int
 from foundation.files import write_json
@@ -124,8 +124,8 @@ class Options:
 class OptionsHook(Hook):
     """Keep the options in the run directory, once it is ours."""
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
+    def __init__(self, options: Any) -> None:
+        self.options = options  # of train or of finetune: anything with an `out`
 
     def on_start(self, trainer: Trainer) -> None:
         """Write options.json, from which the run can be resumed."""

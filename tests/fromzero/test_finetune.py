@@ -2,11 +2,17 @@
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
+import fromzero
 from finetuning.lora_config import LoRAConfig
 from foundation.files import sha256_file
 from fromzero.finetune import LoRAOptions, Options, read
@@ -63,6 +69,38 @@ def test_an_adapter_is_learned_saved_merged_and_used(finetune, tiny_model, tmp_p
         assert capsys.readouterr().out == merged
     assert main(["generate", "--model", str(tiny_model), *greedy]) == 0
     assert capsys.readouterr().out != merged
+
+
+def test_a_killed_run_goes_on_to_the_same_adapter(finetune, tiny_model, pairs, tmp_path):
+    """Killed without warning after its first checkpoint; the options are the run's own."""
+    words = ["--steps", "200", "--save-every", "10", "--eval-every", "50", "--dropout", "0.1"]
+    command = ["finetune", "--data", str(pairs), "--model", str(tiny_model), *QUICK, *words]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "fromzero", *command, "--out", "runs/killed"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(fromzero.__file__).parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    first = tmp_path / "runs" / "killed" / "step-000010"
+    deadline = time.monotonic() + 60
+    while not first.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    child.kill()
+    assert child.wait() not in (0, 2)
+    assert not (first.parent / "adapter").exists()
+    assert main(["finetune", "--resume", "runs/killed"]) == 0
+    finetune(*words, "--out", "runs/straight")
+    files = [f"runs/{name}/adapter/adapter_model.safetensors" for name in ("killed", "straight")]
+    assert sha256_file(Path(files[0])) == sha256_file(Path(files[1]))
+
+
+def test_a_resumed_run_refuses_other_options(finetune):
+    finetune("--out", "runs/a", "--steps", "4")
+    _, err = finetune("--resume", "runs/a", "--learning-rate", "0.5", expect=2)
+    assert "learning_rate" in err
+    _, err = finetune("--resume", "runs/none", expect=2)
+    assert "the run directory runs/none does not exist" in err.replace("\\", "/")
 
 
 def test_only_the_chosen_layers_are_trained(finetune):
