@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import io
 import re
+import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -74,17 +75,29 @@ def check_required(options_type: type, arguments: Sequence[str], program: str) -
     for field in dataclasses.fields(options_type):
         optional = field.default is not dataclasses.MISSING
         name = f"--{field.name.replace('_', '-')}"
-        if not optional and name not in given:
+        if is_positional(options_type, field.name):
+            # with other words before it, tyro sees what is missing
+            if not optional and not arguments:
+                raise ValueError(f"{field.name.upper()} must be given; see {program} --help")
+        elif not optional and name not in given:
             raise ValueError(f"{name} must be given; see {program} --help")
+
+
+def is_positional(options_type: type, name: str) -> bool:
+    """Is the field declared as `tyro.conf.Positional[…]`: a word without `--name` before it?"""
+    import tyro
+
+    hint = typing.get_type_hints(options_type, include_extras=True)[name]
+    return tyro.conf.Positional in getattr(hint, "__metadata__", ())
 
 
 def option_names(options_type: type) -> list[str]:
     """Every name that may follow `--`, nested dataclasses included."""
-    import typing
-
     names = ["help", "tyro-print-completion", "tyro-write-completion"]
     hints = typing.get_type_hints(options_type)
     for field in dataclasses.fields(options_type):
+        if is_positional(options_type, field.name):
+            continue
         if dataclasses.is_dataclass(hints[field.name]):
             names += option_names(hints[field.name])
             continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import keyword
 import os
 import sys
 import traceback
@@ -20,6 +21,7 @@ from fromzero.arguments import parse_options
 __all__ = ["COMMANDS", "main"]
 
 # One file per command in this folder; each has a typed dataclass `Options` and `run(options)`.
+# A name of two words, `data prepare`, is in data_prepare.py; see `module_name`.
 COMMANDS = {
     "doctor": "check this machine: installation, numerics, speed, what it can train",
     "train": "train a model from plain text, and see it write",
@@ -71,27 +73,44 @@ def run_command(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"fromzero {installed_version()}")
         return 0
-    name = arguments[0]
-    if name not in COMMANDS:
-        guess = nearest(name, COMMANDS)
-        hint = f"did you mean {guess!r}? " if guess else ""
-        raise ValueError(f"unknown command {name!r}; {hint}commands: {', '.join(COMMANDS)}")
-    module = importlib.import_module(f"fromzero.{name}")
+    name, rest = command_name(arguments)
+    module = importlib.import_module(module_name(name))
     program = f"fromzero {name}"
     if hasattr(module, "parse"):  # a command whose defaults depend on its options
-        options = module.parse(arguments[1:], program=program)
+        options = module.parse(rest, program=program)
     else:
-        options = parse_options(module.Options, arguments[1:], program=program)
+        options = parse_options(module.Options, rest, program=program)
     if options is None:  # the help was asked for and given
         return 0
     return int(module.run(options) or 0)
+
+
+def command_name(arguments: list[str]) -> tuple[str, list[str]]:
+    """Split the words of a command line into the command, of one or two words, and the rest."""
+    for n_words in (2, 1):
+        name = " ".join(arguments[:n_words])
+        if name in COMMANDS:
+            return name, arguments[n_words:]
+    group = [known for known in COMMANDS if known.startswith(f"{arguments[0]} ")]
+    given = " ".join(arguments[:2]) if group else arguments[0]
+    guess = nearest(given, group or COMMANDS)
+    hint = f"did you mean {guess!r}? " if guess else ""
+    commands = ", ".join(group or COMMANDS)
+    raise ValueError(f"unknown command {given!r}; {hint}commands: {commands}")
+
+
+def module_name(command: str) -> str:
+    """The file of a command: `data prepare` → data_prepare, `import`, a keyword, → import_."""
+    name = command.replace(" ", "_")
+    return f"fromzero.{name}_" if keyword.iskeyword(name) else f"fromzero.{name}"
 
 
 def overview() -> str:
     """What `fromzero --help` prints."""
     lines = ["usage: fromzero COMMAND [OPTIONS]", ""]
     lines += ["Learn large language models by building one.", "", "commands:"]
-    lines += [f"  {name:<10}{summary}" for name, summary in COMMANDS.items()]
+    width = max(map(len, COMMANDS)) + 2
+    lines += [f"  {name:<{width}}{summary}" for name, summary in COMMANDS.items()]
     lines += ["", "first steps:"]
     lines += ["  fromzero doctor                       # is everything in order here?"]
     lines += ["  fromzero train                        # a first model, in minutes"]

@@ -210,16 +210,15 @@ def check_make(arguments):
 def check_fromzero(arguments):
     """Let the command line's own parser read the options; nothing is run but the help."""
     from fromzero.arguments import parse_options
-    from fromzero.main import COMMANDS as KNOWN
-    from fromzero.main import overview
+    from fromzero.main import command_name, module_name, overview
 
     if not arguments or arguments == ["--help"]:
         assert "commands:" in overview()
         return
-    name, *options = [word for word in arguments if word != "--traceback"]
-    assert name in KNOWN, f"fromzero has no command {name!r}"
-    module = importlib.import_module(f"fromzero.{name}")
-    runs = (ROOT / "tests" / "fromzero" / f"test_{name}.py").is_file()
+    name, options = command_name([word for word in arguments if word != "--traceback"])
+    module = importlib.import_module(module_name(name))
+    file = module.__name__.removeprefix("fromzero.").rstrip("_")
+    runs = (ROOT / "tests" / "fromzero" / f"test_{file}.py").is_file()
     assert runs or mentioned_in_tests(f'"{name}"'), f"no test runs fromzero {name}"
     with contextlib.redirect_stdout(io.StringIO()):
         parsed = parse_options(module.Options, options, program=f"fromzero {name}")

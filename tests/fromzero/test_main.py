@@ -13,9 +13,10 @@ import typing
 from pathlib import Path
 
 import pytest
+import tyro
 
 from fromzero import main as main_module
-from fromzero.main import COMMANDS, main, one_line, overview
+from fromzero.main import COMMANDS, main, module_name, one_line, overview
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,8 +69,8 @@ def test_the_overview_lists_every_command(capsys, arguments):
 def test_every_command_has_its_file_and_no_file_is_forgotten():
     files = {path.stem for path in (ROOT / "fromzero").glob("*.py")}
     helpers = {"__init__", "__main__", "main", "arguments", "option_types"}
-    helpers |= {"training_options", "train_report"}
-    assert files - helpers == set(COMMANDS)
+    helpers |= {"training_options", "train_report", "starting_points"}
+    assert files - helpers == {module_name(name).removeprefix("fromzero.") for name in COMMANDS}
 
 
 def test_help_is_fast_and_imports_nothing_heavy():
@@ -86,7 +87,7 @@ def test_help_is_fast_and_imports_nothing_heavy():
     assert time.monotonic() - start < 3  # 0.1 s on a free machine
     assert json.loads(result.stderr) == []
     for name in COMMANDS:
-        result = run_python("-c", code, name, "--help")
+        result = run_python("-c", code, *name.split(), "--help")
         assert json.loads(result.stderr) == [], name
         assert result.stdout.startswith(f"usage: fromzero {name} ")
         assert f"\n    fromzero {name}" in result.stdout, "an example"
@@ -108,7 +109,7 @@ def test_every_option_explains_itself(name):
             if not lines[start + 1].lstrip("r ").startswith('"""'):
                 unexplained.append(field.name)
 
-    look(importlib.import_module(f"fromzero.{name}").Options)
+    look(importlib.import_module(module_name(name)).Options)
     assert unexplained == []
 
 
@@ -134,9 +135,42 @@ def test_an_unknown_command_gets_the_nearest(capsys):
     check_error(capsys, ["trian"], "'trian'", "did you mean 'train'?", "doctor", "models")
 
 
+def install_words(monkeypatch, name, options_type, run):
+    module = types.ModuleType(module_name(name))
+    module.Options, module.run = options_type, run
+    monkeypatch.setitem(sys.modules, module_name(name), module)
+    monkeypatch.setitem(COMMANDS, name, "a command of the test")
+
+
+def test_a_command_may_have_two_words_and_words_of_its_own(capsys, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        """A command of the test."""
+
+        file: tyro.conf.Positional[Path]
+        """any file"""
+        level: int = 1
+        """any number"""
+
+    seen = []
+    install_words(monkeypatch, "fake prepare", Options, seen.append)
+    install_words(monkeypatch, "import", Options, seen.append)
+    assert main(["fake", "prepare", "a.txt", "--level", "3"]) == 0
+    assert main(["import", "b"]) == 0
+    assert seen == [Options(Path("a.txt"), 3), Options(Path("b"))]
+    assert "fake prepare" in overview()
+    check_error(capsys, ["fake", "prepair"], "'fake prepair'", "did you mean 'fake prepare'?")
+    check_error(capsys, ["fake"], "'fake'", "commands: fake prepare")
+    check_error(capsys, ["fake", "prepare"], "FILE must be given", "fake prepare --help")
+    check_error(capsys, ["fake", "prepare", "--level", "3"], "any file (required)")
+    check_error(capsys, ["fake", "prepare", "--file", "a.txt"], "unknown option '--file'")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_option_is_refused_by_every_command(capsys, name):
-    check_error(capsys, [name, "--helpp"], "'--helpp'", "did you mean --help?", f"{name} --help")
+    check_error(
+        capsys, [*name.split(), "--helpp"], "'--helpp'", "did you mean --help?", f"{name} --help"
+    )
 
 
 @pytest.mark.parametrize(
