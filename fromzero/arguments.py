@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from foundation.checks import nearest
 
-__all__ = ["parse_options"]
+__all__ = ["given_names", "parse_options"]
 
 T = TypeVar("T")
 
@@ -52,6 +52,12 @@ def parse_options(
         if not stop.code:
             return None
         raise ValueError(f"{readable(complaint.getvalue())}; see {program} --help") from None
+
+
+def given_names(arguments: Sequence[str]) -> set[str]:
+    """Which options are on a command line, by the names of their fields; whatever their values."""
+    words = (word for word in arguments if word.startswith("--"))
+    return {word[2:].split("=", 1)[0].replace("-", "_") for word in words}
 
 
 def check_names(options_type: type, arguments: Sequence[str], program: str) -> None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from foundation.checks import check_int
 from foundation.files import write_json
-from fromzero.arguments import parse_options
+from fromzero.arguments import given_names, parse_options
 from fromzero.option_types import MaybeInt, MaybePath, MaybeText, free_directory, harmless
-from fromzero.starting_points import starting_point
+from fromzero.starting_points import chosen_recipe, keep_shares, settle, starting_point
 from fromzero.train_report import overview, prompts, report_and_sample
 from fromzero.training_options import (
     OPTIONS_FILE,
@@ -138,10 +138,13 @@ def parse(arguments: Sequence[str], *, program: str) -> Options | None:
     options = parse_options(Options, arguments, program=program)
     if options is None:
         return None
-    defaults = starting_point(options)
+    given = given_names(arguments)
+    defaults = starting_point(options, given)
     if defaults is None:
         return options
-    return parse_options(Options, arguments, program=program, defaults=defaults)
+    changed = parse_options(Options, arguments, program=program, defaults=defaults)
+    assert changed is not None
+    return settle(changed, given)
 
 
 def run(options: Options) -> int:
@@ -174,7 +177,11 @@ def run(options: Options) -> int:
     # ③ how long; written down, so that a resumed run is the same run
     if options.training.steps is None:
         steps = choose_steps(options, config, training, block_size, train, processes.size)
-        training = training.replace(steps=processes.broadcast(steps))
+        steps = processes.broadcast(steps)
+        if (chosen := chosen_recipe(options)) is not None:
+            options = replace(options, training=keep_shares(options.training, steps, chosen))
+            training = options.training.to_config()
+        training = training.replace(steps=steps)
     elif options.depth is not None and processes.is_main:
         warn_of_little_data(options, training, block_size, train)
     written = replace(options.training, steps=training.steps)
@@ -211,8 +218,13 @@ def place(options: Options, processes: Processes) -> Options:
         return replace(load_options(Options, begun), resume=begun)
     out = begun or options.out
     if out is None:
-        out = Path(processes.broadcast(str(free_directory(RUNS, options.preset))))
+        out = Path(processes.broadcast(str(free_directory(RUNS, run_name(options)))))
     return replace(options, out=out)
+
+
+def run_name(options: Options) -> str:
+    """What a run is called in runs/: after what decided its size."""
+    return options.recipe or (f"depth-{options.depth}" if options.depth else options.preset)
 
 
 def choose_model(options: Options) -> tuple[GPTConfig, Tokenizer | None]:

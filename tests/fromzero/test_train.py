@@ -251,8 +251,8 @@ def test_a_depth_decides_everything_that_options_do_not():
     assert {key: ours[key] for key in ARITHMETIC_FIELDS} == {
         key: theirs[key] for key in ARITHMETIC_FIELDS
     }
-    changed = parse(["--depth", "3", "--dim", "32", "--learning-rate", "0.5"], program="")
-    assert (changed.model.dim, changed.training.learning_rate) == (32, 0.5)
+    changed = parse(["--depth", "3", "--dim", "96", "--learning-rate", "0.5"], program="")
+    assert (changed.model.dim, changed.training.learning_rate) == (96, 0.5)
     assert changed.training.steps == options.training.steps
     for words in (["--recipe", "sprint"], ["--preset", "gpt-mini"]):
         with pytest.raises(ValueError, match=f"--depth 3 and {' '.join(words)} both decide"):
