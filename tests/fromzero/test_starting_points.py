@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fromzero.main import main
+from fromzero.starting_points import keep_shares
 from fromzero.train import parse, run_name
+from fromzero.training_options import TrainingOptions
 from training.depth_dial import from_depth
 from training.recipes import RECIPES
 
@@ -27,8 +29,11 @@ def test_two_answers_to_one_question_are_refused(words):
 
 @given(name=st.sampled_from(sorted(RECIPES)), steps=st.integers(1, 5000))
 def test_the_schedule_keeps_its_shares_of_any_number_of_steps(name, steps):
-    training = read("--recipe", name, "--steps", steps).training.to_config()
-    before = RECIPES[name].train_config()
+    chosen = RECIPES[name]
+    nothing = {"warmup_steps": None, "decay_steps": None}
+    options = TrainingOptions(**{**chosen.training, **nothing})
+    training = keep_shares(options, steps, chosen).to_config()
+    before = chosen.train_config()
     assert training.steps == steps
     for field in ("warmup_steps", "decay_steps"):
         was, now = getattr(before, field), getattr(training, field)
@@ -38,6 +43,8 @@ def test_the_schedule_keeps_its_shares_of_any_number_of_steps(name, steps):
 
 
 def test_what_is_given_of_the_schedule_stays_as_it_is():
+    training = read("--recipe", "sprint", "--steps", 440).training
+    assert (training.warmup_steps, training.decay_steps) == (20, 330)
     training = read("--recipe", "sprint", "--steps", 440, "--warmup-steps", 33).training
     assert (training.warmup_steps, training.decay_steps) == (33, 330)
     with pytest.raises(ValueError, match="warmup_steps"):
