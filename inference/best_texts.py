@@ -67,7 +67,7 @@ def best_texts(request: Request, ids: Sequence[int]) -> list[Generation]:
 
     def is_finished(chosen: Sequence[int]) -> bool:
         # 没有停止串时看最后一个就够了；有的话，停止串可能横跨好几个词元，重放才看得见
-        if chosen[-1] == row.end_id:
+        if chosen[-1] in row.stop_ids:
             return True
         return bool(params.stop) and replay(request, ids, chosen).reason is not None
 

@@ -118,7 +118,7 @@ class Continuation:
     ) -> None:
         self.prompt_ids = prompt_ids  # 只读：账本与解码器也从这里取
         self.random = random  # 随文本走，不随行号走
-        self.end_id = tokenizer.end_id  # 分词器可以没有「结束」，那就永远不等于它
+        self.stop_ids = tokenizer.stop_ids  # 分词器可以没有「结束」，那就是空的
         self.ids: list[int] = []  # 写了的，不含提示
         self.notes: list[TokenNote] = []
         self.reason: str | None = None  # 还在写就是 None
@@ -147,7 +147,7 @@ class Continuation:
         if note is not None:
             self.notes.append(note)
         # ① 「结束」是给机器看的，不显示
-        if token == self.end_id:
+        if token in self.stop_ids:
             return self._finish("end", "")
         # ② 完整的字符 → 不会变成停止串的部分；两道关都可能一个字也不放行
         shown = self._matcher.push(self._decoder.push(token))

@@ -7,4 +7,6 @@
   library_backend.py  同一个算法交给快的库，怎样保证结果一样
   stream_decoder.py   边生成边显示，半个汉字怎么办
   tokenizer_file.py   tokenizer.json 里写着什么；file_checks.py 检查它；input_checks.py 检查输入
+  chat_template.py    几句话怎样排成一段文本，哪些字是助手的；模板在 tokenizer_settings.py 里读，
+                      chat_messages.py 防着用户冒充别人
 """

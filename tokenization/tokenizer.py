@@ -43,6 +43,7 @@ from tokenization.input_checks import END_OF_TEXT, check_text, checked_texts
 from tokenization.library_backend import build_characters, open_library, train_byte_level_bpe
 from tokenization.stream_decoder import StreamDecoder
 from tokenization.tokenizer_file import fingerprint_of, kind_of, special_ids, token_table
+from tokenization.tokenizer_settings import TokenizerSettings, load_settings
 
 __all__ = ["END_OF_TEXT", "FILE_NAME", "StreamDecoder", "Tokenizer"]
 
@@ -65,8 +66,12 @@ class Tokenizer:
     ('characters', 7, {'<|endoftext|>': 0})
     """
 
-    def __init__(self, json_text: str, where: str = FILE_NAME) -> None:
+    def __init__(
+        self, json_text: str, where: str = FILE_NAME, settings: TokenizerSettings | None = None
+    ) -> None:
         specification = parse_specification(json_text, where)
+        # 开头与结束的词元、对话模板；只有模型目录里才有，见 tokenizer_settings.py
+        self.settings = settings or TokenizerSettings()
         self.kind = kind_of(specification)
         self.special_tokens: dict[str, int] = special_ids(specification)
         self.fingerprint = fingerprint_of(specification)
@@ -76,11 +81,19 @@ class Tokenizer:
         self._plain = open_library(json_text, where, special_as_text=True)
         # 库给后加入的词元重新排号，不理会文件里跳过的编号；两边不一致，解码就会张冠李戴
         check_same_ids(specification, self._plain.get_vocab(with_added_tokens=True), where)
+        self.settings.check_tokens(self._plain.get_vocab(with_added_tokens=True), where)
 
     @cached_property
     def _with_special(self) -> Any:
         # 与 _plain 只差一个开关；少有人用到，用到时再造
         return open_library(self._json_text, FILE_NAME, special_as_text=False)
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern[str]:
+        """找出特殊词元名的正则表达式；同处开始时长的优先，与库相同。"""
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        # 一个也没有时：(?!) 永远不匹配
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     @cached_property
     def _alphabet(self) -> frozenset[str]:
@@ -133,13 +146,14 @@ class Tokenizer:
         错误：没有这个文件、不是合法的分词器，都是写明路径的 ValueError
         """
         path = Path(path)
+        settings = load_settings(path) if path.is_dir() else None
         if path.is_dir():
             path = path / FILE_NAME
         if not path.exists():
             raise ValueError(
                 f"there is no tokenizer at {path}: give a {FILE_NAME} or its directory"
             )
-        return cls(read_text(path), str(path))
+        return cls(read_text(path), str(path), settings)
 
     # ── 保存 ────────────────────────────────────────────────────────────
 
@@ -150,18 +164,21 @@ class Tokenizer:
     def save(self, path: Path | str) -> Path:
         """存为文件（以 .json 结尾）或存进目录；返回写成的文件。
 
-        先写在旁边再改名，所以别人任何时候读到的都是完整的一份
+        先写在旁边再改名，所以别人任何时候读到的都是完整的一份；
+        存进目录时，对话模板等设置也一并写下
         """
         path = Path(path)
         if path.suffix != ".json":
             path.mkdir(parents=True, exist_ok=True)
+            if self.settings != TokenizerSettings():
+                self.settings.save(path)
             path = path / FILE_NAME
         write_text(path, self.to_json())
         return path
 
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        # 交给别的进程时只带 JSON，到那边再造库对象
-        return Tokenizer, (self._json_text,)
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        # 交给别的进程时只带 JSON 与设置，到那边再造库对象
+        return Tokenizer, (self._json_text, FILE_NAME, self.settings)
 
     def __repr__(self) -> str:
         short = self.fingerprint[:12]
@@ -181,12 +198,21 @@ class Tokenizer:
         known = (self.special_tokens[name] for name in END_TOKENS if name in self.special_tokens)
         return next(known, None)
 
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """生成时遇到就停的编号：「文章结束」，以及设置里的 eos_token（例如「这一轮说完了」）。"""
+        eos = self._plain.token_to_id(self.settings.tokens.get("eos_token", ""))
+        return frozenset(token for token in (self.end_id, eos) if token is not None)
+
     # ── 文本 → 编号 ─────────────────────────────────────────────────────
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, allow_special: bool = False, continued: bool = False
+    ) -> list[int]:
         """文本 → 编号；只有 allow_special 时，文中的特殊词元名才变成特殊词元。
 
         allow_special 留给程序自己拼的模板；凡是用户写的文字，一律用默认值
+        continued：这段文字紧接着前一段，不是开头（有的分词器在开头补一个空格）
         错误：孤立的代理码位（lone surrogate）；字符级词表里没有的字符。都给出位置
 
         >>> tokenizer = Tokenizer.characters(["a<|endoftext|>"])
@@ -229,11 +255,9 @@ class Tokenizer:
         ValueError: text holds 'c' (U+0063) at offset 2, which is not in the character vocabulary...
         """
         if allow_special and self.special_tokens:
-            # 涂掉将要成为特殊词元的部分，长度不变，位置才对得上；同处开始时长的名字优先
-            longest_first = sorted(self.special_tokens, key=len, reverse=True)
-            pattern = "|".join(map(re.escape, longest_first))
+            # 涂掉将要成为特殊词元的部分，长度不变，位置才对得上
             filler = next(iter(self._alphabet))
-            text = re.sub(pattern, lambda match: filler * len(match[0]), text)
+            text = self.special_pattern.sub(lambda match: filler * len(match[0]), text)
         # 先比集合：合格的文本只走这一步，不必逐字符循环
         unseen = set(text) - self._alphabet
         if unseen:
