@@ -20,6 +20,7 @@ from typing import Any
 __all__ = [
     "MANIFEST",
     "atomic_directory",
+    "atomic_file",
     "read_json",
     "read_text",
     "sha256_file",
@@ -166,6 +167,27 @@ def read_manifest(directory: Path | str, *, kind: str | None = None) -> dict[str
     if kind is not None and manifest.get("format") != wanted:
         raise ValueError(f"{directory} holds {manifest.get('format')!r}, expected {wanted!r}")
     return manifest
+
+
+@contextmanager
+def atomic_file(target: Path | str) -> Iterator[Path]:
+    """Yield a path beside `target`; what is written there gets its name only if the block succeeds.
+
+    On any error, Ctrl-C included, it is removed and `target` is as it was.
+    """
+    target = Path(target)
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder, a file name is needed")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}{TEMPORARY_MARK}{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        _flush_file(temporary)
+        os.replace(temporary, target)
+        _flush_directory(target.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from foundation import files
 from foundation.files import (
     atomic_directory,
+    atomic_file,
     read_json,
     read_text,
     sweep_temporaries,
@@ -51,6 +52,27 @@ def test_an_error_leaves_the_old_directory_and_no_rubbish(tmp_path):
     assert (target / "a.bin").read_text(encoding="utf-8") == "old"
     verify_manifest(target)
     assert names(tmp_path) == ["m"]
+
+
+def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
+    target = tmp_path / "out" / "m.bin"
+
+    def write(data, error=None):
+        with atomic_file(target) as temporary:
+            temporary.write_bytes(data)
+            assert temporary.parent == target.parent
+            if error is not None:
+                raise error
+
+    write(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        write(b"half", KeyboardInterrupt())
+    assert target.read_bytes() == b"old"
+    write(b"new")
+    assert target.read_bytes() == b"new"
+    assert names(tmp_path / "out") == ["m.bin"]
+    with pytest.raises(ValueError, match="out is a folder, a file name is needed"):
+        atomic_file(tmp_path / "out").__enter__()
 
 
 @pytest.mark.parametrize("k", range(1, 6))

@@ -1,0 +1,250 @@
+r"""怎样让训练好的模型在 llama.cpp、Ollama 里跑起来？——写成一个 GGUF 文件。
+
+模型目录有四个文件，要靠程序把它们凑在一起；GGUF 只有一个，里面什么都有，映射进内存就能用：
+
+    ┌─────────────┬──────────────────┬───────────────────────┬────────┬──────────────────┐
+    │ "GGUF" 版本 │ 键与值           │ 张量表                │ 补到   │ 张量的数         │
+    │ 张量数 键数 │ 结构、分词器……   │ 名字 形状 存法 偏移 … │ 32 的  │ 每个都从 32 的   │
+    │ 24 字节     │ 每个值带着类型   │ 形状倒着写：(列, 行)  │ 倍数   │ 倍数处开始       │
+    └─────────────┴──────────────────┴───────────────────────┴────────┴──────────────────┘
+
+$$\text{offset}_{k+1} = \text{offset}_k + 32\left\lceil \frac{\text{bytes}_k}{32} \right\rceil$$
+
+先有整张表、后有数：读的人一眼看完开头，就知道每个张量在哪里；写的人也不必把数都攒在内存里——
+大小由形状与存法就算得出，所以表可以先写，数一个一个地算、一个一个地写，写完就扔。
+
+每个张量用哪种存法（weight_type 是 f32、f16 或 q8_0）：
+
+    一维的（归一化、偏置）、rope_freqs、位置表      永远 f32：小，而且 llama.cpp 只认 f32
+    矩阵，行长是 32 的倍数                          照 weight_type
+    矩阵，行长不是 32 的倍数，要 q8_0               改存 f16，与 llama.cpp 自己的量化相同；会列出来
+
+「行长」是最后一维，即每个输出用到的输入数；词表的大小是行数，多怪都不要紧。
+
+    f32     与我们的数逐比特相同          4 字节一个参数
+    f16     舍入一次                      2 字节
+    q8_0    分块量化，见 gguf_blocks.py   约 1.06 字节
+
+用 f16、q8_0 推理时 llama.cpp 把输入也舍入成同样的精度再相乘，所以 logits 会有差别。
+
+出处：ggml 的 GGUF 规格；llama.cpp 的 src/models/。
+改哪里：结构的对应 → gguf_architecture.py；分词器 → gguf_tokenizer.py；存法 → gguf_blocks.py；
+       哪个张量用哪种存法 → stored_type。
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from foundation.checks import check_choice
+from foundation.demonstration import run_demo
+from foundation.files import atomic_file
+from gpt_model.gguf_architecture import (
+    GGUFTensor,
+    architecture_metadata,
+    architecture_of,
+    tensors_of,
+)
+from gpt_model.gguf_blocks import BLOCK, BLOCK_BYTES, ENCODERS, ROW_MULTIPLE, Array
+from gpt_model.gguf_tokenizer import NO_TOKENIZER, tokenizer_metadata
+from gpt_model.model import GPT
+
+if TYPE_CHECKING:
+    from tokenization.tokenizer import Tokenizer
+
+__all__ = ["GGUFSummary", "export_gguf"]
+
+WEIGHT_TYPES = tuple(ENCODERS)
+FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # general.file_type：多数张量是哪一种
+ALWAYS_F32 = ("position_embd.weight", "rope_freqs.weight")
+ALIGNMENT = 32  # 规格的默认值
+
+
+@dataclass(frozen=True)
+class GGUFSummary:
+    """写成了什么：给命令行打印，也给测试核对。"""
+
+    path: Path
+    architecture: str
+    n_tensors: int
+    n_bytes: int
+    fallbacks: tuple[str, ...]  # 行长不是 32 的倍数、改存 f16 的张量
+
+
+def export_gguf(
+    model: GPT,
+    path: Path | str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    weight_type: str = "f16",
+    pretokenizer: str | None = None,
+    name: str | None = None,
+) -> GGUFSummary:
+    """把模型（与分词器）写成一个 GGUF 文件；写在旁边，完整了再改名。
+
+    内存：模型之外，只多一个张量的 float32 与它编码后的那一份
+    错误：llama.cpp 没有的结构、装不下的分词器、NaN、超出 float16 的数 → ValueError；旧文件不变
+    """
+    check_choice("weight_type", weight_type, WEIGHT_TYPES)
+    gguf = import_gguf()
+    # ① 先把能拒绝的都查完，再碰磁盘
+    architecture = architecture_of(model.config)
+    tensors = tensors_of(model, architecture)
+    values = {
+        "general.type": "model",
+        "general.name": name or Path(path).stem,
+        "general.file_type": FILE_TYPES[weight_type],
+        "general.quantization_version": 2,
+        **architecture_metadata(model.config, architecture),
+    }
+    if tokenizer is None:
+        values |= NO_TOKENIZER
+    else:
+        values |= tokenizer_metadata(tokenizer, model.config.vocab_size, pretokenizer)
+    kinds = {tensor.name: stored_type(tensor, weight_type) for tensor in tensors}
+    with atomic_file(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture)
+        try:
+            # ② 键与值、张量表：只要形状，还没有一个数
+            for key, value in values.items():
+                add_value(writer, key, value)
+            for tensor in tensors:
+                add_info(gguf, writer, tensor, kinds[tensor.name])
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            # ③ 数：算一个，写一个
+            for tensor in tensors:
+                writer.write_tensor_data(encoded(tensor, kinds[tensor.name]))
+        finally:
+            writer.close()  # 还开着的文件，Windows 不许改名、不许删
+    return GGUFSummary(
+        path=Path(path),
+        architecture=architecture,
+        n_tensors=len(tensors),
+        n_bytes=Path(path).stat().st_size,
+        fallbacks=tuple(n for n, kind in kinds.items() if weight_type == "q8_0" and kind == "f16"),
+    )
+
+
+def import_gguf() -> Any:
+    """载入 gguf 包；它是可选的，没有就说怎样装。"""
+    try:
+        import gguf
+    except ImportError as error:
+        raise ImportError(
+            f"writing GGUF needs the package 'gguf' ({error}): pip install 'llm-from-zero[gguf]'"
+        ) from None
+    return gguf
+
+
+def stored_type(tensor: GGUFTensor, weight_type: str) -> str:
+    """这个张量用哪种存法；规则见文件开头的表。"""
+    if len(tensor.shape) < 2 or tensor.name in ALWAYS_F32:
+        return "f32"
+    # 一块不许跨行：每一行都要能单独取出来（查词表就是取一行）
+    fits = tensor.shape[-1] % ROW_MULTIPLE[weight_type] == 0
+    return weight_type if fits else "f16"
+
+
+def add_value(writer: Any, key: str, value: Any) -> None:
+    """一个键：Python 的类型决定 GGUF 的类型。
+
+    bool 要在 int 之前问：它是 int 的子类；写成 uint32，llama.cpp 会说类型不符
+    """
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)  # 字符串或 int32 的列表
+
+
+def add_info(gguf: Any, writer: Any, tensor: GGUFTensor, kind: str) -> None:
+    """张量表里的一行。
+
+    约定：GGUFWriter 对量化的张量要的是「字节的形状」，它再换算回数的形状
+    """
+    *rows, width = tensor.shape
+    if kind == "q8_0":
+        width = width // BLOCK * BLOCK_BYTES
+    dtype = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "q8_0": np.dtype(np.uint8)}
+    shape = (*rows, width)
+    size = math.prod(shape) * dtype[kind].itemsize
+    quantization = gguf.GGMLQuantizationType[kind.upper()]
+    writer.add_tensor_info(tensor.name, shape, dtype[kind], size, raw_dtype=quantization)
+
+
+def encoded(tensor: GGUFTensor, kind: str) -> Array:
+    """一个张量的字节：接好、重排、变成 float32，再按存法编码。
+
+    错误：NaN、无穷大，或编码后装不下的数 → ValueError，写明张量名
+    """
+    whole = tensor.build().detach()
+    if not torch.isfinite(whole).all():
+        raise ValueError(f"{tensor.name} holds NaN or infinite values; it is not exported")
+    try:
+        # bfloat16 先变成 float32：一个比特不丢，numpy 也没有 bfloat16
+        return ENCODERS[kind](whole.to("cpu", torch.float32).numpy())
+    except ValueError as error:
+        raise ValueError(f"{tensor.name}: {error}") from None
+
+
+def read_head(path: Path) -> tuple[bytes, int, int, int]:
+    """文件最前面的 24 个字节：记号、版本、张量数、键数；演示与测试用。"""
+    import struct
+
+    with open(path, "rb") as file:
+        magic, version, n_tensors, n_keys = struct.unpack("<4sIQQ", file.read(24))
+    return magic, version, n_tensors, n_keys
+
+
+def demo() -> None:
+    """同一个小模型的三种存法：开头的字节、大小、读回来差多少。"""
+    import tempfile
+
+    from gpt_model.config import preset
+    from gpt_model.gguf_blocks import decode_q8_0
+
+    # 前馈中间层故意取 100：不是 32 的倍数，看它怎样退回 f16
+    torch.manual_seed(0)
+    model = GPT(preset("gpt-micro", vocab_size=65, n_layers=2, ffn_dim=100))
+    gguf = import_gguf()
+    original = model.get_parameter("token_embedding.weight").detach().numpy()
+    sizes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in WEIGHT_TYPES:
+            path = Path(folder) / f"tiny-{kind}.gguf"
+            summary = export_gguf(model, path, weight_type=kind)
+            magic, version, n_tensors, n_keys = read_head(path)
+            assert (magic, n_tensors) == (b"GGUF", summary.n_tensors)
+            print(f"{path.name:<15}{magic!r} 第 {version} 版，{n_tensors} 个张量，{n_keys} 个键")
+            # 用别人的读法读回词表，与原来的数比
+            reader = gguf.GGUFReader(path)
+            stored = next(t for t in reader.tensors if t.name == "token_embd.weight")
+            assert all(t.data_offset % ALIGNMENT == 0 for t in reader.tensors)
+            data = np.asarray(stored.data)
+            back = decode_q8_0(data) if kind == "q8_0" else data.astype(np.float32)
+            error = float(np.abs(back - original).max())
+            print(f"   {summary.n_bytes:>9,} 字节，词表读回最多差 {error:.1e}")
+            assert (error == 0.0) == (kind == "f32")
+            sizes[kind] = summary.n_bytes
+            del reader, stored, data, back  # 还映射着的文件，Windows 不许删
+        print("行长 100、改存 f16 的：", ", ".join(summary.fallbacks))
+    assert summary.fallbacks == ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight")
+    assert sizes["q8_0"] < sizes["f16"] < sizes["f32"]
+    # 比 Python 对象可靠的核对在测试里：llama.cpp 自己载入，比较 logits
+
+
+if __name__ == "__main__":
+    run_demo(demo)

@@ -1,0 +1,252 @@
+r"""分词器怎样写进 GGUF？——词元表、合并表都照抄，最要紧的一样却只能写一个名字：切片规则。
+
+GGUF 里分词器是几个键，与权重在同一个文件里：
+
+    tokenizer.ggml.model         "gpt2"：字节级 BPE            "none"：没有分词器，只认编号
+    tokenizer.ggml.pre           切片规则的名字，例如 "qwen2"
+    tokenizer.ggml.tokens        编号 → 词元；长度就是词表的行数，一个不能缺
+    tokenizer.ggml.token_type    1 普通  3 控制（特殊词元）  4 用户定义  5 不用的
+    tokenizer.ggml.merges        "l o"、"lo w"……次序就是优先级
+    tokenizer.ggml.eos_token_id  写到哪个编号就停
+
+为什么切片规则只是一个名字：BPE 先用正则把文本切成小片，再在片内合并。正则没有写进文件，而是
+编译在 llama.cpp 里，文件只说用第几号。于是只有它认得的规则才能导出：
+
+    文本 ──切片（按 pre 的名字，写死在 llama.cpp 里）──▶ 小片 ──合并（照文件）──▶ 编号
+
+规则不同而名字照填，不会报错，编号却不同：模型训练时见的是一种切法，用时见的是另一种。
+本书自己训练的 BPE（`text_pieces.py` 的 SPLIT_PATTERN）不在它认得的之列，所以默认拒绝；
+写明 pretokenizer="qwen35" 之类，就是同意它近似地切——解码仍是逐字节准确的，切法在数字、
+缩进、长串标点处会不同。
+
+字符级分词器没有片也没有合并：把每个字符都标成「用户定义」，llama.cpp 会先把它们从文本里逐个认出来，
+正好一个字符一个编号。它不认识的字符会被悄悄丢掉（我们的 Tokenizer 则报错）。
+
+两个默认值是陷阱：不写 eos，它就当 11 号词元是结尾；合并表一条也没有，它拒绝载入。前者我们拒绝，
+后者写一条永远用不上的。
+
+出处：llama.cpp 的 llama-vocab.cpp；https://github.com/ggml-org/ggml 的 docs/gguf.md。
+改哪里：多认一种切片规则 → KNOWN_SPLITS 加一项，并写明它是否 ignore_merges。
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from foundation.checks import check_choice
+from foundation.demonstration import run_demo
+from tokenization.tokenizer import Tokenizer
+from tokenization.tokenizer_file import Specification, added_tokens, merge_pairs
+
+__all__ = ["KNOWN_SPLITS", "NO_TOKENIZER", "split_name", "tokenizer_metadata"]
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token_type 的取值
+NO_TOKENIZER = {"tokenizer.ggml.model": "none"}  # 只认编号；词表的大小在 架构.vocab_size
+# 合并表不许为空；字节写成的符号里没有汉字，所以这一条永远用不上
+IDLE_MERGE = "一 一"
+
+# ── llama.cpp 认得的切片规则：名字 → tokenizer.json 里 pre_tokenizer 的各步 ───────────────
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_LETTERS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+_MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+_LLAMA3 = _CONTRACTIONS + _LETTERS + r"|\p{N}{1,3}" + _MARKS + _SPACES
+_QWEN2 = _CONTRACTIONS + _LETTERS + r"|\p{N}" + _MARKS + _SPACES
+# Qwen3.5 起，附加符号（\p{M}）跟着字母走；本书自己的规则与它最像
+_QWEN35 = (
+    _CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|"
+    + _SPACES
+)
+_BYTES = ("ByteLevel", False, False)  # 不补空格；已经切过，不再用自带的正则
+KNOWN_SPLITS: dict[str, list[tuple[Any, ...]]] = {
+    "gpt-2": [("ByteLevel", False, True)],  # 自带的正则就是 GPT-2 的
+    "smollm": [("Digits", True), ("ByteLevel", False, True)],  # 先把数字一位一位切开
+    "llama-bpe": [("Split", _LLAMA3, "Isolated", False), _BYTES],
+    "qwen2": [("Split", _QWEN2, "Isolated", False), _BYTES],
+    "qwen35": [("Split", _QWEN35, "Isolated", False), _BYTES],
+}
+# 整片恰是一个词元时不再合并：是不是这样，llama.cpp 也是照名字定的
+IGNORES_MERGES = {"llama-bpe"}
+
+
+def tokenizer_metadata(
+    tokenizer: Tokenizer, vocab_size: int, pretokenizer: str | None = None
+) -> dict[str, Any]:
+    """一个 Tokenizer 的全部 tokenizer.ggml.* 键；vocab_size 是模型词表的行数。
+
+    参数：pretokenizer 指定切片规则的名字，用于 llama.cpp 不认得的规则：编号只是近似
+    错误：规则不认得、有改写文本的步骤、没有「文章结束」、词元带有它没有的属性 → ValueError
+    """
+    if pretokenizer is not None:
+        check_choice("pretokenizer", pretokenizer, KNOWN_SPLITS)
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, "
+            f"but the model's vocab_size is {vocab_size}"
+        )
+    specification = json.loads(tokenizer.to_json())
+    refuse_what_llama_lacks(specification, tokenizer)
+    # ① 词元与种类：先全部当作空缺，再填上有的
+    tokens = [f"[PAD{i}]" for i in range(vocab_size)]
+    types = [UNUSED] * vocab_size
+    plain = NORMAL if tokenizer.kind == "bpe" else USER_DEFINED
+    for token, i in specification["model"]["vocab"].items():
+        tokens[i], types[i] = token, plain
+    for entry in added_tokens(specification):  # 特殊词元往往也在 vocab 里，以这里为准
+        tokens[entry["id"]] = entry["content"]
+        types[entry["id"]] = CONTROL if entry.get("special") else USER_DEFINED
+    if len(set(tokens)) < vocab_size:
+        raise ValueError("the vocabulary has a token named like a filler, [PADn]; rename it")
+    # ② 合并与切片
+    merges = [" ".join(pair) for pair in merge_pairs(specification)]
+    #    字符级没有片可切，写哪个名字都一样
+    name = "gpt-2" if tokenizer.kind == "characters" else pretokenizer or split_name(specification)
+    end = tokenizer.end_id
+    assert end is not None  # refuse_what_llama_lacks 查过
+    first, last = template_ends(specification, end)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": name,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": merges or [IDLE_MERGE],
+        # ③ 没有专门的开头词元时，照 GPT-2 的惯例与结尾共用一个，只是不自动加
+        "tokenizer.ggml.bos_token_id": end if first is None else first,
+        "tokenizer.ggml.eos_token_id": end,
+        "tokenizer.ggml.add_bos_token": first is not None,
+        "tokenizer.ggml.add_eos_token": last is not None,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+
+
+def refuse_what_llama_lacks(specification: Specification, tokenizer: Tokenizer) -> None:
+    """文件里有、而 llama.cpp 没有的东西：装不下就说，不要悄悄丢掉。
+
+    例外：NFC（把 e + ´ 写成 é）只影响分开写的重音，所有 Qwen 的 GGUF 都不做，这里也不拦
+    """
+    normalizer = specification.get("normalizer")
+    if normalizer is not None and normalizer.get("type") != "NFC":
+        raise ValueError(
+            f"GGUF cannot express the tokenizer's normalizer {normalizer.get('type')!r}; "
+            "only none or NFC can be exported"
+        )
+    for entry in added_tokens(specification):
+        for flag in ("lstrip", "rstrip", "single_word"):
+            if entry.get(flag):
+                raise ValueError(
+                    f"GGUF cannot express {flag}=true of the token {entry['content']!r}"
+                )
+    if tokenizer.end_id is None:
+        raise ValueError(
+            "the tokenizer has no end-of-text token, and llama.cpp would take token 11 for it; "
+            "export without the tokenizer, or add one such as '<|endoftext|>'"
+        )
+
+
+def split_name(specification: Specification) -> str:
+    """这份 tokenizer.json 的切片规则，llama.cpp 叫什么。
+
+    错误：不认得，或 ignore_merges 与那个名字规定的不同 → ValueError，列出认得的
+    """
+    steps = split_steps(specification.get("pre_tokenizer"))
+    ignores = bool(specification["model"].get("ignore_merges"))
+    for name, known in KNOWN_SPLITS.items():
+        if steps == known:
+            if ignores != (name in IGNORES_MERGES):
+                raise ValueError(
+                    f"llama.cpp's pre-tokenizer {name!r} has ignore_merges="
+                    f"{name in IGNORES_MERGES}, the tokenizer {ignores}"
+                )
+            return name
+    raise ValueError(
+        "llama.cpp does not know this tokenizer's way of splitting text (its pre_tokenizer); it "
+        f"knows {', '.join(KNOWN_SPLITS)}. Name one of them as pretokenizer to split nearly "
+        "alike (some token ids will differ from training), or export without the tokenizer"
+    )
+
+
+def split_steps(pre_tokenizer: Any) -> list[tuple[Any, ...]]:
+    """把 pre_tokenizer 摊平成几步，每步只留影响切法的设置。
+
+    >>> split_steps({"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True})
+    [('ByteLevel', False, True)]
+    """
+    if not isinstance(pre_tokenizer, dict):
+        return []
+    kind = pre_tokenizer.get("type")
+    if kind == "Sequence":
+        parts = pre_tokenizer.get("pretokenizers") or []
+        return [step for part in parts for step in split_steps(part)]
+    if kind == "ByteLevel":  # 旧文件不写 use_regex，那时总是用
+        prefix, regex = pre_tokenizer.get("add_prefix_space"), pre_tokenizer.get("use_regex", True)
+        return [(kind, prefix, regex)]
+    if kind == "Split":
+        pattern = (pre_tokenizer.get("pattern") or {}).get("Regex")
+        return [(kind, pattern, pre_tokenizer.get("behavior"), pre_tokenizer.get("invert"))]
+    if kind == "Digits":
+        return [(kind, pre_tokenizer.get("individual_digits"))]
+    return [(kind,)]
+
+
+def template_ends(specification: Specification, end: int) -> tuple[int | None, int | None]:
+    """文件规定的开头与结尾词元（Llama 3 每段开头加一个）；没有就是 None。
+
+    我们的 encode 从不自动加，由调用者决定；llama.cpp 照文件加，所以要如实写进去
+    错误：一头要加好几个，末尾加的不是「文章结束」，或不是 TemplateProcessing → ValueError
+    """
+    processor = specification.get("post_processor") or {}
+    parts = processor.get("processors") if processor.get("type") == "Sequence" else [processor]
+    # ByteLevel 只管偏移量，不加词元
+    parts = [part for part in parts or [] if part.get("type") not in (None, "ByteLevel")]
+    if not parts:
+        return None, None
+    kinds = [part.get("type") for part in parts]
+    if kinds != ["TemplateProcessing"]:
+        raise ValueError(f"GGUF cannot express the tokenizer's post_processor {kinds}")
+    # 形如 [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]
+    template = parts[0]["single"]
+    where = next(i for i, piece in enumerate(template) if "Sequence" in piece)
+    ids = {name: token["ids"] for name, token in parts[0]["special_tokens"].items()}
+    before, after = (
+        [i for piece in side for i in ids[piece["SpecialToken"]["id"]]]
+        for side in (template[:where], template[where + 1 :])
+    )
+    if len(before) > 1 or after not in ([], [end]):
+        raise ValueError(
+            "GGUF can add one token before a text and the end-of-text token after it; "
+            f"the tokenizer's post_processor adds {before} before and {after} after"
+        )
+    return (before[0] if before else None), (end if after else None)
+
+
+def demo() -> None:
+    """两种分词器写进去的键；本书的切法要明说才导出。"""
+    text = ["举头望明月，低头思故乡。low low lower"] * 2
+    bpe, characters = Tokenizer.train_bpe(text, 270), Tokenizer.characters(text)
+    try:
+        tokenizer_metadata(bpe, 270)
+        raise AssertionError("an unknown split rule was accepted")
+    except ValueError as error:
+        print("① 默认拒绝：", error)
+    # 模型的词表常常向上取整到 64 的倍数，多出来的行也要有名字
+    values = tokenizer_metadata(bpe, 272, pretokenizer="qwen35")
+    print("② 同意近似：")
+    for key, value in values.items():
+        shown = f"{value[:2]} … {value[-2:]}" if isinstance(value, list) else value
+        print(f"   {key:<34}{shown}")
+    tokens, types = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
+    assert len(tokens) == len(types) == 272
+    assert tokens[-1] == "[PAD271]"
+    assert (types[0], types[1], types[-1]) == (CONTROL, NORMAL, UNUSED)
+
+    values = tokenizer_metadata(characters, characters.vocab_size)
+    print(
+        "③ 字符级：", values["tokenizer.ggml.tokens"][:4], values["tokenizer.ggml.token_type"][:4]
+    )
+    assert values["tokenizer.ggml.merges"] == [IDLE_MERGE]
+
+
+if __name__ == "__main__":
+    run_demo(demo)
