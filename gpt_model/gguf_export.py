@@ -27,6 +27,21 @@ $$\text{offset}_{k+1} = \text{offset}_k + 32\left\lceil \frac{\text{bytes}_k}{32
 
 用 f16、q8_0 推理时 llama.cpp 把输入也舍入成同样的精度再相乘，所以 logits 会有差别。
 
+键与值的一个例子，逐字节：
+
+    11 00 00 00 00 00 00 00          键名有 17 个字节（十六进制 11）；长度自己占 8 个字节
+    6c 6c 61 6d 61 2e 62 …           "llama.block_count"，UTF-8，不带结尾的 0
+    04 00 00 00                      值的种类：4 是 uint32，6 是 float32，8 是字符串，9 是数组
+    02 00 00 00                      值：2 层
+
+字节都是小端的（little-endian）：低位在前，所以 2 写作 02 00 00 00。
+
+常见疑问：
+    为什么形状倒着写？ ggml 的第 0 维是内存里挨得最近的一维，即我们的最后一维。数的次序没有变。
+    为什么补到 32 的倍数？ 映射进内存之后，向量指令要从对齐的地址读起。
+    大模型会不会撑爆内存？ 一次只编码一个张量；最大的一个多半是词表，V·D·4 字节。
+    能不能再读回来？ 本书只写不读；要接着训练，用模型目录（model_directory.py）。
+
 出处：ggml 的 GGUF 规格；llama.cpp 的 src/models/。
 改哪里：结构的对应 → gguf_architecture.py；分词器 → gguf_tokenizer.py；存法 → gguf_blocks.py；
        哪个张量用哪种存法 → stored_type。
@@ -60,8 +75,10 @@ if TYPE_CHECKING:
 
 __all__ = ["GGUFSummary", "export_gguf"]
 
-WEIGHT_TYPES = tuple(ENCODERS)
+WEIGHT_TYPES = tuple(ENCODERS)  # 命令行的 --type
+# 编号是 llama.cpp 定的，中间空着的是别的量化
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # general.file_type：多数张量是哪一种
+# 位置表直接加到词向量上，不做乘法，省不出时间；它也小
 ALWAYS_F32 = ("position_embd.weight", "rope_freqs.weight")
 ALIGNMENT = 32  # 规格的默认值
 
@@ -71,9 +88,10 @@ class GGUFSummary:
     """写成了什么：给命令行打印，也给测试核对。"""
 
     path: Path
-    architecture: str
-    n_tensors: int
-    n_bytes: int
+    architecture: str  # general.architecture
+    n_tensors: int  # 共用的词表只算一个
+    n_bytes: int  # 整个文件
+    # 文件头里看得到每个张量的存法，这里只列出意料之外的
     fallbacks: tuple[str, ...]  # 行长不是 32 的倍数、改存 f16 的张量
 
 
@@ -88,6 +106,8 @@ def export_gguf(
 ) -> GGUFSummary:
     """把模型（与分词器）写成一个 GGUF 文件；写在旁边，完整了再改名。
 
+    分词器：None 就不写，llama.cpp 只认编号；pretokenizer 见 gguf_tokenizer.py
+    名字：name 写进 general.name，缺省是文件名
     内存：模型之外，只多一个张量的 float32 与它编码后的那一份
     错误：llama.cpp 没有的结构、装不下的分词器、NaN、超出 float16 的数 → ValueError；旧文件不变
     """
@@ -97,21 +117,25 @@ def export_gguf(
     architecture = architecture_of(model.config)
     tensors = tensors_of(model, architecture)
     values = {
-        "general.type": "model",
+        "general.type": "model",  # 也有 "adapter"
         "general.name": name or Path(path).stem,
-        "general.file_type": FILE_TYPES[weight_type],
-        "general.quantization_version": 2,
+        "general.file_type": FILE_TYPES[weight_type],  # 只给人看，读的一方看每个张量自己的
+        "general.quantization_version": 2,  # 各种分块格式的第几版
         **architecture_metadata(model.config, architecture),
     }
+    # 分词器与权重同在一个文件里：拆开，编号就对不上行
     if tokenizer is None:
         values |= NO_TOKENIZER
     else:
         values |= tokenizer_metadata(tokenizer, model.config.vocab_size, pretokenizer)
+    # 先定存法，再写表：
+    # 存法只由名字与形状决定，所以写表时就定得下来
     kinds = {tensor.name: stored_type(tensor, weight_type) for tensor in tensors}
     with atomic_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
         try:
-            # ② 键与值、张量表：只要形状，还没有一个数
+            # ② 键与值、张量表：只要形状，还没有一个数；
+            #    次序是规格定的，GGUFWriter 会检查
             for key, value in values.items():
                 add_value(writer, key, value)
             for tensor in tensors:
@@ -134,7 +158,10 @@ def export_gguf(
 
 
 def import_gguf() -> Any:
-    """载入 gguf 包；它是可选的，没有就说怎样装。"""
+    """载入 gguf 包；它是可选的，没有就说怎样装。
+
+    用它而不自己拼字节：键值与张量表的写法有许多细节，跟着规格的作者走最稳
+    """
     try:
         import gguf
     except ImportError as error:
@@ -145,9 +172,13 @@ def import_gguf() -> Any:
 
 
 def stored_type(tensor: GGUFTensor, weight_type: str) -> str:
-    """这个张量用哪种存法；规则见文件开头的表。"""
+    """这个张量用哪种存法；规则见文件开头的表。
+
+    例：(37, 64) 的词表，64 是 32 的倍数 → q8_0；(64, 41) 的 down_proj → f16
+    """
     if len(tensor.shape) < 2 or tensor.name in ALWAYS_F32:
         return "f32"
+    # 名字里没有的规则只有这一条：
     # 一块不许跨行：每一行都要能单独取出来（查词表就是取一行）
     fits = tensor.shape[-1] % ROW_MULTIPLE[weight_type] == 0
     return weight_type if fits else "f16"
@@ -158,6 +189,7 @@ def add_value(writer: Any, key: str, value: Any) -> None:
 
     bool 要在 int 之前问：它是 int 的子类；写成 uint32，llama.cpp 会说类型不符
     """
+    # 列表不必写明：里面是字符串还是 int32，GGUFWriter 看第一个就知道
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
@@ -176,6 +208,7 @@ def add_info(gguf: Any, writer: Any, tensor: GGUFTensor, kind: str) -> None:
     约定：GGUFWriter 对量化的张量要的是「字节的形状」，它再换算回数的形状
     """
     *rows, width = tensor.shape
+    # 32 个数一块，一块 34 个字节；stored_type 保证除得尽
     if kind == "q8_0":
         width = width // BLOCK * BLOCK_BYTES
     dtype = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "q8_0": np.dtype(np.uint8)}
@@ -190,9 +223,12 @@ def encoded(tensor: GGUFTensor, kind: str) -> Array:
 
     错误：NaN、无穷大，或编码后装不下的数 → ValueError，写明张量名
     """
+    # ① 到这里才真正拼接、重排，多占一份内存，函数一返回就还回去
     whole = tensor.build().detach()
+    # ② 坏数一旦写出去，别人只会看到一个说胡话的模型
     if not torch.isfinite(whole).all():
         raise ValueError(f"{tensor.name} holds NaN or infinite values; it is not exported")
+    # ③ 编码的函数不知道名字，错误在这里补上
     try:
         # bfloat16 先变成 float32：一个比特不丢，numpy 也没有 bfloat16
         return ENCODERS[kind](whole.to("cpu", torch.float32).numpy())
@@ -204,6 +240,7 @@ def read_head(path: Path) -> tuple[bytes, int, int, int]:
     """文件最前面的 24 个字节：记号、版本、张量数、键数；演示与测试用。"""
     import struct
 
+    # < 小端；4s 四个字节，I 四字节整数，Q 八字节整数
     with open(path, "rb") as file:
         magic, version, n_tensors, n_keys = struct.unpack("<4sIQQ", file.read(24))
     return magic, version, n_tensors, n_keys
@@ -222,15 +259,18 @@ def demo() -> None:
     gguf = import_gguf()
     original = model.get_parameter("token_embedding.weight").detach().numpy()
     sizes = {}
+    # 写三次，每次用别人的读法（gguf 包的 GGUFReader）读回来
     with tempfile.TemporaryDirectory() as folder:
         for kind in WEIGHT_TYPES:
             path = Path(folder) / f"tiny-{kind}.gguf"
             summary = export_gguf(model, path, weight_type=kind)
+            # 开头的 24 个字节，自己拆开看
             magic, version, n_tensors, n_keys = read_head(path)
             assert (magic, n_tensors) == (b"GGUF", summary.n_tensors)
             print(f"{path.name:<15}{magic!r} 第 {version} 版，{n_tensors} 个张量，{n_keys} 个键")
-            # 用别人的读法读回词表，与原来的数比
+            # 词表：与原来的数比
             reader = gguf.GGUFReader(path)
+            # data 是磁盘上的样子：q8_0 的是字节，形状 (V, D/32·34)
             stored = next(t for t in reader.tensors if t.name == "token_embd.weight")
             assert all(t.data_offset % ALIGNMENT == 0 for t in reader.tensors)
             data = np.asarray(stored.data)
@@ -243,7 +283,7 @@ def demo() -> None:
         print("行长 100、改存 f16 的：", ", ".join(summary.fallbacks))
     assert summary.fallbacks == ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight")
     assert sizes["q8_0"] < sizes["f16"] < sizes["f32"]
-    # 比 Python 对象可靠的核对在测试里：llama.cpp 自己载入，比较 logits
+    # 更可靠的核对在测试里：llama.cpp 自己载入，比较 logits 与编号
 
 
 if __name__ == "__main__":

@@ -25,6 +25,14 @@ GGUF 里分词器是几个键，与权重在同一个文件里：
 两个默认值是陷阱：不写 eos，它就当 11 号词元是结尾；合并表一条也没有，它拒绝载入。前者我们拒绝，
 后者写一条永远用不上的。
 
+常见疑问：
+    为什么特殊词元是「控制」？ llama.cpp 只在调用者要求时才从文字里认它们，与我们的 encode 相同；
+        「用户定义」的（added_tokens 里不特殊的）则总是认，也与我们相同。
+    add_bos_token 从哪来？ tokenizer.json 的 post_processor：Llama 3 规定每段开头加一个。
+        我们的 encode 从不自动加，llama.cpp 会加，所以如实写进去。
+    聊天用的「一轮结束」（<|im_end|>、<|eot_id|>）呢？ llama.cpp 按名字自己认，不必写。
+    词表比分词器大？ 多出来的行也要有名字，写 [PADn]，种类 5。
+
 出处：llama.cpp 的 llama-vocab.cpp；https://github.com/ggml-org/ggml 的 docs/gguf.md。
 改哪里：多认一种切片规则 → KNOWN_SPLITS 加一项，并写明它是否 ignore_merges。
 """
@@ -46,13 +54,15 @@ NO_TOKENIZER = {"tokenizer.ggml.model": "none"}  # 只认编号；词表的大�
 # 合并表不许为空；字节写成的符号里没有汉字，所以这一条永远用不上
 IDLE_MERGE = "一 一"
 
+# llama.cpp 认得几十种，这里只收本书的分词器与常见的开放模型用得着的，每种都由测试
+# 让 llama.cpp 逐字核对过编号。它的正则写法略有不同（没有 (?i:…)），切出来的一样
 # ── llama.cpp 认得的切片规则：名字 → tokenizer.json 里 pre_tokenizer 的各步 ───────────────
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_LETTERS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
-_MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-_LLAMA3 = _CONTRACTIONS + _LETTERS + r"|\p{N}{1,3}" + _MARKS + _SPACES
-_QWEN2 = _CONTRACTIONS + _LETTERS + r"|\p{N}" + _MARKS + _SPACES
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # 英文缩写：it's → it │ 's
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"  # 换行成片；其余空白给后面的词留一格
+_LETTERS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # 一串字母，可带前面的一个非字母
+_MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|"  # 一串标点，可带一个空格与行尾
+_LLAMA3 = _CONTRACTIONS + _LETTERS + r"|\p{N}{1,3}" + _MARKS + _SPACES  # 数字三位一组
+_QWEN2 = _CONTRACTIONS + _LETTERS + r"|\p{N}" + _MARKS + _SPACES  # 数字一位一组
 # Qwen3.5 起，附加符号（\p{M}）跟着字母走；本书自己的规则与它最像
 _QWEN35 = (
     _CONTRACTIONS
@@ -63,11 +73,11 @@ _BYTES = ("ByteLevel", False, False)  # 不补空格；已经切过，不再用�
 KNOWN_SPLITS: dict[str, list[tuple[Any, ...]]] = {
     "gpt-2": [("ByteLevel", False, True)],  # 自带的正则就是 GPT-2 的
     "smollm": [("Digits", True), ("ByteLevel", False, True)],  # 先把数字一位一位切开
-    "llama-bpe": [("Split", _LLAMA3, "Isolated", False), _BYTES],
-    "qwen2": [("Split", _QWEN2, "Isolated", False), _BYTES],
-    "qwen35": [("Split", _QWEN35, "Isolated", False), _BYTES],
+    "llama-bpe": [("Split", _LLAMA3, "Isolated", False), _BYTES],  # Llama 3
+    "qwen2": [("Split", _QWEN2, "Isolated", False), _BYTES],  # Qwen2、Qwen3
+    "qwen35": [("Split", _QWEN35, "Isolated", False), _BYTES],  # Qwen3.5
 }
-# 整片恰是一个词元时不再合并：是不是这样，llama.cpp 也是照名字定的
+# ignore_merges：整片恰是一个词元时不再合并：是不是这样，llama.cpp 也是照名字定的
 IGNORES_MERGES = {"llama-bpe"}
 
 
@@ -79,6 +89,7 @@ def tokenizer_metadata(
     参数：pretokenizer 指定切片规则的名字，用于 llama.cpp 不认得的规则：编号只是近似
     错误：规则不认得、有改写文本的步骤、没有「文章结束」、词元带有它没有的属性 → ValueError
     """
+    # 拼错的名字，llama.cpp 要到载入时才说，这里就拦住
     if pretokenizer is not None:
         check_choice("pretokenizer", pretokenizer, KNOWN_SPLITS)
     if tokenizer.vocab_size > vocab_size:
@@ -97,9 +108,11 @@ def tokenizer_metadata(
     for entry in added_tokens(specification):  # 特殊词元往往也在 vocab 里，以这里为准
         tokens[entry["id"]] = entry["content"]
         types[entry["id"]] = CONTROL if entry.get("special") else USER_DEFINED
+    # 重名会让 llama.cpp 当场中止，而不是报错
     if len(set(tokens)) < vocab_size:
         raise ValueError("the vocabulary has a token named like a filler, [PADn]; rename it")
     # ② 合并与切片
+    #    字节的可见符号里没有空格，所以用空格隔开两半不会有歧义
     merges = [" ".join(pair) for pair in merge_pairs(specification)]
     #    字符级没有片可切，写哪个名字都一样
     name = "gpt-2" if tokenizer.kind == "characters" else pretokenizer or split_name(specification)
@@ -126,18 +139,22 @@ def refuse_what_llama_lacks(specification: Specification, tokenizer: Tokenizer) 
 
     例外：NFC（把 e + ´ 写成 é）只影响分开写的重音，所有 Qwen 的 GGUF 都不做，这里也不拦
     """
+    # ① 切片之前改写文本的步骤
     normalizer = specification.get("normalizer")
     if normalizer is not None and normalizer.get("type") != "NFC":
         raise ValueError(
             f"GGUF cannot express the tokenizer's normalizer {normalizer.get('type')!r}; "
             "only none or NFC can be exported"
         )
+    # ② 认词元时吞掉左右空格之类的特例
     for entry in added_tokens(specification):
         for flag in ("lstrip", "rstrip", "single_word"):
             if entry.get(flag):
                 raise ValueError(
                     f"GGUF cannot express {flag}=true of the token {entry['content']!r}"
                 )
+    #    特殊词元几乎都没有这些，除了 RoBERTa 一类的 <mask>
+    # ③ 没有结尾：它的默认值会把一个普通词元当成结尾
     if tokenizer.end_id is None:
         raise ValueError(
             "the tokenizer has no end-of-text token, and llama.cpp would take token 11 for it; "
@@ -150,6 +167,7 @@ def split_name(specification: Specification) -> str:
 
     错误：不认得，或 ignore_merges 与那个名字规定的不同 → ValueError，列出认得的
     """
+    # 比较的是规则本身，而不是模型的名字：改了一个字的正则就不是它
     steps = split_steps(specification.get("pre_tokenizer"))
     ignores = bool(specification["model"].get("ignore_merges"))
     for name, known in KNOWN_SPLITS.items():
@@ -160,6 +178,7 @@ def split_name(specification: Specification) -> str:
                     f"{name in IGNORES_MERGES}, the tokenizer {ignores}"
                 )
             return name
+    # 说清两条出路：近似，或不带分词器
     raise ValueError(
         "llama.cpp does not know this tokenizer's way of splitting text (its pre_tokenizer); it "
         f"knows {', '.join(KNOWN_SPLITS)}. Name one of them as pretokenizer to split nearly "
@@ -173,7 +192,7 @@ def split_steps(pre_tokenizer: Any) -> list[tuple[Any, ...]]:
     >>> split_steps({"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True})
     [('ByteLevel', False, True)]
     """
-    if not isinstance(pre_tokenizer, dict):
+    if not isinstance(pre_tokenizer, dict):  # 没有切片：null
         return []
     kind = pre_tokenizer.get("type")
     if kind == "Sequence":
@@ -182,12 +201,13 @@ def split_steps(pre_tokenizer: Any) -> list[tuple[Any, ...]]:
     if kind == "ByteLevel":  # 旧文件不写 use_regex，那时总是用
         prefix, regex = pre_tokenizer.get("add_prefix_space"), pre_tokenizer.get("use_regex", True)
         return [(kind, prefix, regex)]
+    # 按正则切开；Isolated 是「匹配到的自成一片」
     if kind == "Split":
         pattern = (pre_tokenizer.get("pattern") or {}).get("Regex")
         return [(kind, pattern, pre_tokenizer.get("behavior"), pre_tokenizer.get("invert"))]
     if kind == "Digits":
         return [(kind, pre_tokenizer.get("individual_digits"))]
-    return [(kind,)]
+    return [(kind,)]  # 别的种类都不在表里，自然对不上
 
 
 def template_ends(specification: Specification, end: int) -> tuple[int | None, int | None]:
@@ -200,14 +220,16 @@ def template_ends(specification: Specification, end: int) -> tuple[int | None, i
     parts = processor.get("processors") if processor.get("type") == "Sequence" else [processor]
     # ByteLevel 只管偏移量，不加词元
     parts = [part for part in parts or [] if part.get("type") not in (None, "ByteLevel")]
-    if not parts:
+    if not parts:  # GPT-2、Qwen、本书的都是这样
         return None, None
     kinds = [part.get("type") for part in parts]
     if kinds != ["TemplateProcessing"]:
         raise ValueError(f"GGUF cannot express the tokenizer's post_processor {kinds}")
+    # single 是一段文字的模板，pair 是两段的，用不着
     # 形如 [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]
     template = parts[0]["single"]
     where = next(i for i, piece in enumerate(template) if "Sequence" in piece)
+    # 词元的编号在另一张表里；一个名字可以对应几个编号
     ids = {name: token["ids"] for name, token in parts[0]["special_tokens"].items()}
     before, after = (
         [i for piece in side for i in ids[piece["SpecialToken"]["id"]]]
@@ -225,12 +247,15 @@ def demo() -> None:
     """两种分词器写进去的键；本书的切法要明说才导出。"""
     text = ["举头望明月，低头思故乡。low low lower"] * 2
     bpe, characters = Tokenizer.train_bpe(text, 270), Tokenizer.characters(text)
+    # 本书的切法，llama.cpp 没有
     try:
         tokenizer_metadata(bpe, 270)
         raise AssertionError("an unknown split rule was accepted")
     except ValueError as error:
         print("① 默认拒绝：", error)
+    # 解码不受影响，每个词元的字节都照抄了。
     # 模型的词表常常向上取整到 64 的倍数，多出来的行也要有名字
+    # 名字是给 llama.cpp 的承诺：它就照这个切
     values = tokenizer_metadata(bpe, 272, pretokenizer="qwen35")
     print("② 同意近似：")
     for key, value in values.items():
@@ -241,6 +266,8 @@ def demo() -> None:
     assert tokens[-1] == "[PAD271]"
     assert (types[0], types[1], types[-1]) == (CONTROL, NORMAL, UNUSED)
 
+    # 除了特殊词元，全是「用户定义」：llama.cpp 先从文本里逐个认出它们，
+    # 剩下认不出的才交给 BPE，而那里一条合并也用不上
     values = tokenizer_metadata(characters, characters.vocab_size)
     print(
         "③ 字符级：", values["tokenizer.ggml.tokens"][:4], values["tokenizer.ggml.token_type"][:4]
