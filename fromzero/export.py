@@ -28,7 +28,7 @@ class Options:
 
     Examples:
         fromzero export runs/gpt-micro --to gpt-micro.gguf
-        fromzero export runs/gpt-micro --to small.gguf --type q8_0 --pretokenizer qwen35
+        fromzero export runs/gpt-micro --to small.gguf --type q8_0 --pretokenizer llama-bpe
         fromzero export runs/gpt-micro --to ids-only.gguf --without-tokenizer
     """
 

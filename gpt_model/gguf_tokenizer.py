@@ -16,8 +16,8 @@ GGUF 里分词器是几个键，与权重在同一个文件里：
 
 规则不同而名字照填，不会报错，编号却不同：模型训练时见的是一种切法，用时见的是另一种。
 本书自己训练的 BPE（`text_pieces.py` 的 SPLIT_PATTERN）不在它认得的之列，所以默认拒绝；
-写明 pretokenizer="qwen35" 之类，就是同意它近似地切——解码仍是逐字节准确的，切法在数字、
-缩进、长串标点处会不同。
+写明 pretokenizer="llama-bpe"（最像的一种），就是同意它近似地切：解码仍是逐字节准确的，
+切法在缩进、数字、长串标点处不同，英文约一成词元、代码约两成与训练时不同。
 
 字符级分词器没有片也没有合并：把每个字符都标成「用户定义」，llama.cpp 会先把它们从文本里逐个认出来，
 正好一个字符一个编号。它不认识的字符会被悄悄丢掉（我们的 Tokenizer 则报错）。
@@ -63,7 +63,7 @@ _LETTERS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # 一串字母，可带前面的一个�
 _MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|"  # 一串标点，可带一个空格与行尾
 _LLAMA3 = _CONTRACTIONS + _LETTERS + r"|\p{N}{1,3}" + _MARKS + _SPACES  # 数字三位一组
 _QWEN2 = _CONTRACTIONS + _LETTERS + r"|\p{N}" + _MARKS + _SPACES  # 数字一位一组
-# Qwen3.5 起，附加符号（\p{M}）跟着字母走；本书自己的规则与它最像
+# Qwen3.5 起，附加符号（\p{M}）跟着字母走
 _QWEN35 = (
     _CONTRACTIONS
     + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|"
@@ -182,7 +182,8 @@ def split_name(specification: Specification) -> str:
     raise ValueError(
         "llama.cpp does not know this tokenizer's way of splitting text (its pre_tokenizer); it "
         f"knows {', '.join(KNOWN_SPLITS)}. Name one of them as pretokenizer to split nearly "
-        "alike (some token ids will differ from training), or export without the tokenizer"
+        "alike (some token ids will differ from training; llama-bpe is the nearest to this "
+        "project's own), or export without the tokenizer"
     )
 
 
@@ -256,7 +257,7 @@ def demo() -> None:
     # 解码不受影响，每个词元的字节都照抄了。
     # 模型的词表常常向上取整到 64 的倍数，多出来的行也要有名字
     # 名字是给 llama.cpp 的承诺：它就照这个切
-    values = tokenizer_metadata(bpe, 272, pretokenizer="qwen35")
+    values = tokenizer_metadata(bpe, 272, pretokenizer="llama-bpe")
     print("② 同意近似：")
     for key, value in values.items():
         shown = f"{value[:2]} … {value[-2:]}" if isinstance(value, list) else value

@@ -1,6 +1,7 @@
 """What is written of a tokenizer, and what is refused; llama.cpp's own reading is in parity/."""
 
 import json
+from itertools import accumulate, islice
 
 import gguf
 import pytest
@@ -10,6 +11,7 @@ from gpt_model.gguf_export import export_gguf
 from gpt_model.gguf_tokenizer import KNOWN_SPLITS, tokenizer_metadata
 from gpt_model.model import GPT
 from tokenization.tokenizer import Tokenizer
+from training.corpus import load_corpus
 
 TEXT = ["举头望明月，低头思故乡。low low lower"] * 2
 PREFIX = "tokenizer.ggml."
@@ -96,6 +98,30 @@ def test_our_own_split_needs_a_name(bpe):
     assert tokenizer_metadata(bpe, 280, "qwen35")[PREFIX + "pre"] == "qwen35"
     with pytest.raises(ValueError, match=r"pretokenizer must be one of.*'qwen'"):
         tokenizer_metadata(bpe, 280, "qwen")
+
+
+def test_how_near_the_nearest_split_comes():
+    """The shares that the documents state: a token counts when its bytes are cut there alike."""
+    texts = {}
+    for name in ("python-docs", "python-code"):
+        whole = "".join(document.text for document in islice(load_corpus(name), 60))
+        texts[name] = whole[:200_000]
+    ours = Tokenizer.train_bpe([text[:100_000] for text in texts.values()], 4096)
+    theirs = with_split(ours, "llama-bpe")
+
+    def cuts(tokenizer, text):
+        ids = tokenizer.encode(text)
+        ends = list(accumulate(len(tokenizer.token_bytes(i)) for i in ids))
+        return set(zip(ids, ends, strict=True))
+
+    shares = {}
+    for name, text in texts.items():
+        found = cuts(theirs, text[100_000:])
+        shares[name] = len(found & cuts(ours, text[100_000:])) / len(found)
+    assert shares == {
+        "python-docs": pytest.approx(0.9, abs=0.05),
+        "python-code": pytest.approx(0.8, abs=0.08),
+    }
 
 
 def test_characters_are_user_defined():
