@@ -35,6 +35,19 @@ def test_halves_round_away_from_zero():
     np.testing.assert_array_equal(encoded, gguf.quants.quantize(rows, Q8_0))
 
 
+def test_numbers_in_the_middle_between_two_steps():
+    """Here a division and a product with the reciprocal part ways."""
+    largest = np.random.default_rng(0).uniform(0.01, 2, (3000, 1)).astype(np.float32)
+    steps = np.concatenate([np.arange(31) * 4 + 0.5, [127]]).astype(np.float32)
+    rows = (steps * largest / np.float32(127)).astype(np.float32)
+    rows[:, -1:] = largest
+    wanted = gguf.quants.quantize(rows, Q8_0)
+    np.testing.assert_array_equal(encode_q8_0(rows), wanted)
+    scale = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
+    divided = np.trunc(rows / scale + np.float32(0.5)).astype(np.int8)
+    assert (divided != wanted[:, 2:].view(np.int8)).any()
+
+
 def test_a_block_of_zeros_and_one_too_small_for_a_scale_are_zeros():
     rows = np.zeros((2, 32), dtype=np.float32)
     rows[1] = 1e-44
