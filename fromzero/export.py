@@ -1,8 +1,9 @@
-"""`fromzero export`：把模型写成别的程序读得懂的格式。"""
+"""`fromzero export`：把模型写成别家程序读得进的样子。"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,72 +11,76 @@ from typing import TYPE_CHECKING
 import tyro
 
 from foundation.checks import check_choice
-from fromzero.option_types import MaybeText, open_model
+from fromzero.option_types import MaybePath, MaybeText, open_model
 
 if TYPE_CHECKING:
     from gpt_model.gguf_export import GGUFSummary
     from gpt_model.model import GPT
     from tokenization.tokenizer import Tokenizer
 
-FORMATS = ("gguf",)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write a model as a file that other programs read.
+    """Write a model in the layout of another program.
 
-    gguf is one file for llama.cpp and Ollama, the tokenizer included.
+    gguf: one file for llama.cpp and Ollama, the tokenizer included.
 
     Examples:
-        fromzero export runs/gpt-micro --to gpt-micro.gguf
-        fromzero export runs/gpt-micro --to small.gguf --type q8_0 --pretokenizer llama-bpe
-        fromzero export runs/gpt-micro --to ids-only.gguf --without-tokenizer
+        fromzero export runs/gpt-micro --to gpt-micro.gguf --format gguf --pretokenizer llama-bpe
+        fromzero export runs/qwen3 --to qwen3.gguf --format gguf --type q8_0
+        fromzero export runs/gpt-micro --to ids-only.gguf --format gguf --without-tokenizer
     """
 
-    model: tyro.conf.Positional[Path]
-    """a model or run directory"""
+    directory: tyro.conf.Positional[Path]
+    """a model directory or a run"""
     to: Path
-    """the file to write"""
+    """what to write"""
     format: str = "gguf"
-    """gguf"""
+    """which layout: gguf"""
+    adapter: MaybePath = None
+    """merge this LoRA adapter into the model first"""
     type: str = "f16"
     """gguf: how the matrices are stored: f32, f16 or q8_0"""
     pretokenizer: MaybeText = None
-    """gguf: split text by this rule of llama.cpp's; needed where it does not know the
-    tokenizer's own, and some token ids then differ from training"""
+    """gguf: split text by this rule of llama.cpp's, where it does not know the tokenizer's own;
+    some token ids then differ from training"""
     without_tokenizer: bool = False
     """gguf: leave the tokenizer out; the program is then fed with token ids"""
 
 
 def run(options: Options) -> int:
-    """Write the file and say what is in it."""
-    check_choice("format", options.format, FORMATS)
-    model, tokenizer = load(options)
+    """Hand over to the writer of the format."""
+    FORMATS[check_choice("format", options.format, FORMATS)](options)
+    return 0
+
+
+def to_gguf(options: Options) -> None:
+    """One file for llama.cpp and Ollama."""
+    if options.without_tokenizer and options.pretokenizer is not None:
+        raise ValueError("--pretokenizer is of no use with --without-tokenizer; give one of them")
     from gpt_model.gguf_export import export_gguf
 
+    model, tokenizer = load(options)
     summary = export_gguf(
         model,
         options.to,
         tokenizer=tokenizer,
         weight_type=options.type,
         pretokenizer=options.pretokenizer,
-        name=options.model.resolve().name,
+        name=options.directory.resolve().name,
     )
     report(summary, tokenizer, options.pretokenizer)
-    return 0
 
 
 def load(options: Options) -> tuple[GPT, Tokenizer | None]:
-    """The model and its tokenizer, unless it is to be left out."""
-    if not options.without_tokenizer:
-        model, tokenizer, _ = open_model(options.model)
-        return model, tokenizer
-    if options.pretokenizer is not None:
-        raise ValueError("--pretokenizer is of no use with --without-tokenizer; give one of them")
-    from gpt_model.model import GPT
-    from gpt_model.model_directory import find_model_directory
+    """The model and its tokenizer; a directory that has none will do if none is wanted."""
+    if options.without_tokenizer and options.adapter is None:
+        from gpt_model.model import GPT
+        from gpt_model.model_directory import find_model_directory
 
-    return GPT.load(find_model_directory(options.model)), None
+        return GPT.load(find_model_directory(options.directory)), None
+    model, tokenizer, _ = open_model(options.directory, "cpu", "auto", options.adapter)
+    return model, None if options.without_tokenizer else tokenizer
 
 
 def report(summary: GGUFSummary, tokenizer: Tokenizer | None, pretokenizer: str | None) -> None:
@@ -97,3 +102,7 @@ def report(summary: GGUFSummary, tokenizer: Tokenizer | None, pretokenizer: str 
         print(f"note: {note}", file=sys.stderr)
     size = f"{summary.n_bytes / 2**20:.1f} MiB"
     print(f"{summary.path}: {summary.architecture}, {summary.n_tensors} tensors, {size}")
+
+
+# One writer per format; each says what its format cannot hold.
+FORMATS: dict[str, Callable[[Options], None]] = {"gguf": to_gguf}

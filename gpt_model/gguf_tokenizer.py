@@ -7,7 +7,8 @@ GGUF 里分词器是几个键，与权重在同一个文件里：
     tokenizer.ggml.tokens        编号 → 词元；长度就是词表的行数，一个不能缺
     tokenizer.ggml.token_type    1 普通  3 控制（特殊词元）  4 用户定义  5 不用的
     tokenizer.ggml.merges        "l o"、"lo w"……次序就是优先级
-    tokenizer.ggml.eos_token_id  写到哪个编号就停
+    tokenizer.ggml.eos_token_id  写到哪个编号就停；对话模型的是「这一轮说完了」
+    tokenizer.chat_template      对话怎样排成一段文本，Jinja 写的；基座模型没有
 
 为什么切片规则只是一个名字：BPE 先用正则把文本切成小片，再在片内合并。正则没有写进文件，而是
 编译在 llama.cpp 里，文件只说用第几号。于是只有它认得的规则才能导出：
@@ -30,7 +31,8 @@ GGUF 里分词器是几个键，与权重在同一个文件里：
         「用户定义」的（added_tokens 里不特殊的）则总是认，也与我们相同。
     add_bos_token 从哪来？ tokenizer.json 的 post_processor：Llama 3 规定每段开头加一个。
         我们的 encode 从不自动加，llama.cpp 会加，所以如实写进去。
-    聊天用的「一轮结束」（<|im_end|>、<|eot_id|>）呢？ llama.cpp 按名字自己认，不必写。
+    对话模型有两个结尾怎么办？ 设置里的 eos_token（例如 <|im_end|>）写作 eos，因为模板要用它的
+        文字；「文章结束」写作 eot，llama.cpp 遇到哪一个都停，与我们的 stop_ids 相同。
     词表比分词器大？ 多出来的行也要有名字，写 [PADn]，种类 5。
 
 出处：llama.cpp 的 llama-vocab.cpp；https://github.com/ggml-org/ggml 的 docs/gguf.md。
@@ -98,7 +100,8 @@ def tokenizer_metadata(
             f"but the model's vocab_size is {vocab_size}"
         )
     specification = json.loads(tokenizer.to_json())
-    refuse_what_llama_lacks(specification, tokenizer)
+    refuse_what_llama_lacks(specification)
+    # 原文件的内容，已由 Tokenizer 检查过：编号不重、合并不缺
     # ① 词元与种类：先全部当作空缺，再填上有的
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [UNUSED] * vocab_size
@@ -116,25 +119,67 @@ def tokenizer_metadata(
     merges = [" ".join(pair) for pair in merge_pairs(specification)]
     #    字符级没有片可切，写哪个名字都一样
     name = "gpt-2" if tokenizer.kind == "characters" else pretokenizer or split_name(specification)
-    end = tokenizer.end_id
-    assert end is not None  # refuse_what_llama_lacks 查过
-    first, last = template_ends(specification, end)
+    # ③ 开头与结尾的编号，与对话模板
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": name,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": merges or [IDLE_MERGE],
-        # ③ 没有专门的开头词元时，照 GPT-2 的惯例与结尾共用一个，只是不自动加
-        "tokenizer.ggml.bos_token_id": end if first is None else first,
-        "tokenizer.ggml.eos_token_id": end,
-        "tokenizer.ggml.add_bos_token": first is not None,
-        "tokenizer.ggml.add_eos_token": last is not None,
         "tokenizer.ggml.add_space_prefix": False,
+        **ends_metadata(specification, tokenizer),
+        **chat_metadata(tokenizer),
     }
 
 
-def refuse_what_llama_lacks(specification: Specification, tokenizer: Tokenizer) -> None:
+def ends_metadata(specification: Specification, tokenizer: Tokenizer) -> dict[str, Any]:
+    """哪个编号是开头、哪个是结尾，要不要自动加。
+
+    依次找：post_processor 加的、设置（tokenizer_config.json）写明的、「文章结束」
+    错误：没有结尾 → ValueError；不写的话，它的默认值会把一个普通词元当成结尾
+    """
+    # 设置里写的是词元的文字，先换成编号；没有写明的就不在 named 里
+    added = {entry["content"]: entry["id"] for entry in added_tokens(specification)}
+    ids = {**specification["model"]["vocab"], **added}
+    named = {name: ids.get(token) for name, token in tokenizer.settings.tokens.items()}
+    # ① 结尾：0 也是编号，所以不能写 or
+    end = tokenizer.end_id if named.get("eos_token") is None else named["eos_token"]
+    if end is None:
+        raise ValueError(
+            "the tokenizer has no end-of-text token, and llama.cpp would take token 11 for it; "
+            "export without the tokenizer, or add one such as '<|endoftext|>'"
+        )
+    #    自动加在末尾的只能是它
+    first, last = template_ends(specification, end)
+    # ② 开头：一个都没有时，照 GPT-2 的惯例与「文章结束」共用，只是不自动加
+    starts = (first, named.get("bos_token"), tokenizer.end_id, end)
+    values = {
+        "bos_token_id": next(i for i in starts if i is not None),
+        "eos_token_id": end,
+        "add_bos_token": first is not None,
+        "add_eos_token": last is not None,
+    }
+    # ③ 两个结尾：另一个写作 eot，遇到它也停
+    if tokenizer.end_id not in (None, end):
+        values["eot_token_id"] = tokenizer.end_id
+    return {f"tokenizer.ggml.{name}": value for name, value in values.items()}
+
+
+def chat_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
+    """对话模板：照抄，不运行；别的用途的（tool_use）各有一个键。
+
+    键名：tokenizer.chat_template，tokenizer.chat_template.tool_use；
+         有后一种时，还要一个 tokenizer.chat_templates 列出名字
+    """
+    values: dict[str, Any] = {}
+    others = [name for name in tokenizer.settings.templates if name != "default"]
+    for name, template in tokenizer.settings.templates.items():
+        key = "tokenizer.chat_template" + ("" if name == "default" else f".{name}")
+        values[key] = template
+    return {**values, "tokenizer.chat_templates": others} if others else values
+
+
+def refuse_what_llama_lacks(specification: Specification) -> None:
     """文件里有、而 llama.cpp 没有的东西：装不下就说，不要悄悄丢掉。
 
     例外：NFC（把 e + ´ 写成 é）只影响分开写的重音，所有 Qwen 的 GGUF 都不做，这里也不拦
@@ -154,12 +199,6 @@ def refuse_what_llama_lacks(specification: Specification, tokenizer: Tokenizer) 
                     f"GGUF cannot express {flag}=true of the token {entry['content']!r}"
                 )
     #    特殊词元几乎都没有这些，除了 RoBERTa 一类的 <mask>
-    # ③ 没有结尾：它的默认值会把一个普通词元当成结尾
-    if tokenizer.end_id is None:
-        raise ValueError(
-            "the tokenizer has no end-of-text token, and llama.cpp would take token 11 for it; "
-            "export without the tokenizer, or add one such as '<|endoftext|>'"
-        )
 
 
 def split_name(specification: Specification) -> str:

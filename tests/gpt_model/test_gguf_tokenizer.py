@@ -11,6 +11,7 @@ from gpt_model.gguf_export import export_gguf
 from gpt_model.gguf_tokenizer import KNOWN_SPLITS, tokenizer_metadata
 from gpt_model.model import GPT
 from tokenization.tokenizer import Tokenizer
+from tokenization.tokenizer_settings import TokenizerSettings
 from training.corpus import load_corpus
 
 TEXT = ["举头望明月，低头思故乡。low low lower"] * 2
@@ -178,6 +179,31 @@ def test_what_the_file_adds_around_a_text_is_written(bpe):
     bert = {"type": "BertProcessing", "sep": ["<|im_end|>", 1], "cls": ["<|endoftext|>", 0]}
     with pytest.raises(ValueError, match="post_processor.*BertProcessing"):
         ends(bert)
+
+
+def test_the_settings_name_the_ends_and_the_chat_template(bpe):
+    def written(**tokens):
+        settings = TokenizerSettings(tokens=tokens, templates={"default": "{{ messages }}"})
+        tokenizer = Tokenizer(with_split(bpe, "qwen2").to_json(), settings=settings)
+        values = tokenizer_metadata(tokenizer, 280)
+        assert values["tokenizer.chat_template"] == "{{ messages }}"
+        assert "tokenizer.chat_templates" not in values
+        names = ("bos_token_id", "eos_token_id", "eot_token_id", "add_bos_token")
+        return [values.get(PREFIX + name) for name in names]
+
+    assert written() == [0, 0, None, False]
+    assert written(eos_token="<|im_end|>") == [0, 1, 0, False]  # both end the writing
+    assert written(bos_token="<|im_end|>") == [1, 0, None, False]
+    endless = Tokenizer.train_bpe(TEXT, 280, ["<|im_end|>"])
+    settings = TokenizerSettings(
+        {"eos_token": "<|im_end|>"}, {"default": "a", "tool_use": "b", "rag": "c"}
+    )
+    values = tokenizer_metadata(Tokenizer(endless.to_json(), settings=settings), 280, "gpt-2")
+    assert values[PREFIX + "eos_token_id"] == 0
+    assert values["tokenizer.chat_template"] == "a"
+    assert values["tokenizer.chat_template.tool_use"] == "b"
+    assert values["tokenizer.chat_templates"] == ["tool_use", "rag"]
+    assert not [k for k in tokenizer_metadata(bpe, 280, "gpt-2") if "chat" in k]
 
 
 def test_what_gguf_cannot_express_is_refused(bpe):

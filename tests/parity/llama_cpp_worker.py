@@ -39,6 +39,10 @@ def main():
         pieces = [b"".join(piece(model, token) for token in ids) for ids in encoded[0]]
         answer["decoded"] = [data.hex() for data in pieces]
         answer["eos"] = model.token_eos()
+        vocab = llama_cpp.llama_model_get_vocab(model.model)
+        answer["ends"] = [
+            token for token in range(model.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocab, token)
+        ]
     json.dump(answer, sys.stdout)
 
 

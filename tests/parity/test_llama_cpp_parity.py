@@ -23,6 +23,7 @@ from gpt_model.gguf_tokenizer import IGNORES_MERGES, KNOWN_SPLITS
 from gpt_model.model import GPT
 from tokenization.text_pieces import byte_symbols
 from tokenization.tokenizer import Tokenizer
+from tokenization.tokenizer_settings import TokenizerSettings
 from transformer_basics.rotary import RopeScaling
 
 INTERPRETER = os.environ.get("LLAMA_CPP_PYTHON") or (
@@ -188,6 +189,18 @@ def test_token_ids_are_ours(tmp_path, split):
         whole = library.encode(text, add_special_tokens=True).ids  # what the file itself rules
         assert answer["special"][i] == whole, text
         assert (whole[0] == 2) == (split == "llama-bpe")
+
+
+def test_a_chat_model_ends_where_ours_does(tmp_path):
+    tokenizer, _ = library_tokenizer("qwen2")
+    template = "{% for m in messages %}<|begin|>{{ m.content }}<|im_end|>{% endfor %}"
+    settings = TokenizerSettings({"eos_token": "<|begin|>"}, {"default": template})
+    tokenizer = Tokenizer(tokenizer.to_json(), settings=settings)
+    answer = ask(exported(tmp_path, tokenizer, tokenizer.vocab_size), texts=["a"])
+    assert answer["eos"] == 2
+    # and <|im_end|>, which llama.cpp knows by its name
+    assert set(answer["ends"]) == {*tokenizer.stop_ids, 1} == {0, 1, 2}
+    assert answer["metadata"]["tokenizer.chat_template"] == template
 
 
 def test_characters_are_ours(tmp_path):
