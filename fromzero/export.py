@@ -95,7 +95,9 @@ def report(summary: GGUFSummary, tokenizer: Tokenizer | None, pretokenizer: str 
     if tokenizer is None:
         notes.append("no tokenizer: llama.cpp takes and gives token ids only")
     elif tokenizer.kind == "characters":
-        notes.append("llama.cpp drops characters that the vocabulary lacks, without a word")
+        notes.append(
+            "llama.cpp drops or misreads characters that the vocabulary lacks, without a word"
+        )
     elif pretokenizer is not None:
         notes.append(f"text is split as {pretokenizer!r} does; some token ids differ from training")
     for note in notes:

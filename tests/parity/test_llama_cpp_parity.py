@@ -213,6 +213,17 @@ def test_characters_are_ours(tmp_path):
         assert bytes.fromhex(answer["decoded"][i]) == text.encode()
 
 
+def test_characters_that_are_not_in_the_vocabulary_are_lost(tmp_path):
+    """What the documents warn of: é is how byte-level BPE writes a byte of other characters."""
+    text = "a鿿🙂b"
+    for alphabet, seen in (("ab", "ab"), ("abé", "aéb")):
+        tokenizer = Tokenizer.characters([alphabet])
+        (ids,) = ask(exported(tmp_path, tokenizer, tokenizer.vocab_size), texts=[text])["plain"]
+        assert tokenizer.decode(ids) == seen
+        with pytest.raises(ValueError, match="not in the character vocabulary"):
+            tokenizer.encode(text)
+
+
 def test_our_own_split_named_as_another_still_loses_no_byte(tmp_path):
     tokenizer = Tokenizer.train_bpe(TEXTS * 3, 500)
     path = exported(tmp_path, tokenizer, 512, pretokenizer="qwen35")
