@@ -100,7 +100,7 @@ def tokenizer_metadata(
             f"but the model's vocab_size is {vocab_size}"
         )
     specification = json.loads(tokenizer.to_json())
-    refuse_what_llama_lacks(specification)
+    refuse_what_llama_lacks(specification, tokenizer.kind)
     # 原文件的内容，已由 Tokenizer 检查过：编号不重、合并不缺
     # ① 词元与种类：先全部当作空缺，再填上有的
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
@@ -111,10 +111,12 @@ def tokenizer_metadata(
     for entry in added_tokens(specification):  # 特殊词元往往也在 vocab 里，以这里为准
         tokens[entry["id"]] = entry["content"]
         types[entry["id"]] = CONTROL if entry.get("special") else USER_DEFINED
-    # 重名会让 llama.cpp 当场中止，而不是报错
+    # 重名会让 llama.cpp 当场中止，而不是报错；
+    # 空缺的填了 [PADn]，万一真有词元叫这个名字，就会重
     if len(set(tokens)) < vocab_size:
         raise ValueError("the vocabulary has a token named like a filler, [PADn]; rename it")
     # ② 合并与切片
+    #    次序不能动：排在前面的先合并
     #    字节的可见符号里没有空格，所以用空格隔开两半不会有歧义
     merges = [" ".join(pair) for pair in merge_pairs(specification)]
     #    字符级没有片可切，写哪个名字都一样
@@ -179,19 +181,26 @@ def chat_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
     return {**values, "tokenizer.chat_templates": others} if others else values
 
 
-def refuse_what_llama_lacks(specification: Specification) -> None:
+def refuse_what_llama_lacks(specification: Specification, kind: str) -> None:
     """文件里有、而 llama.cpp 没有的东西：装不下就说，不要悄悄丢掉。
 
+    次序：先种类，后面几条是对这两种说的
     例外：NFC（把 e + ´ 写成 é）只影响分开写的重音，所有 Qwen 的 GGUF 都不做，这里也不拦
     """
-    # ① 切片之前改写文本的步骤
+    # ① 别的种类（例如 SentencePiece 一类）有另一套规则，不能照字节级的写
+    if kind not in ("bpe", "characters"):
+        raise ValueError(
+            f"tokenizers of kind {kind!r} cannot be exported to GGUF yet, only 'bpe' (byte-level) "
+            "and 'characters'; export without the tokenizer"
+        )
+    # ② 切片之前改写文本的步骤
     normalizer = specification.get("normalizer")
     if normalizer is not None and normalizer.get("type") != "NFC":
         raise ValueError(
             f"GGUF cannot express the tokenizer's normalizer {normalizer.get('type')!r}; "
             "only none or NFC can be exported"
         )
-    # ② 认词元时吞掉左右空格之类的特例
+    # ③ 认词元时吞掉左右空格之类的特例
     for entry in added_tokens(specification):
         for flag in ("lstrip", "rstrip", "single_word"):
             if entry.get(flag):

@@ -220,6 +220,10 @@ def test_what_gguf_cannot_express_is_refused(bpe):
     endless = Tokenizer.train_bpe(TEXT, 280, ["<|im_end|>"])
     with pytest.raises(ValueError, match="no end-of-text token.*token 11"):
         tokenizer_metadata(endless, 280, "gpt-2")
+    other = with_split(bpe, "qwen2")
+    other.kind = "fallback"
+    with pytest.raises(ValueError, match="kind 'fallback'.*without the tokenizer"):
+        tokenizer_metadata(other, 280, "gpt-2")
     filler = Tokenizer.train_bpe(TEXT, 280, ["<|endoftext|>", "[PAD281]"])
     with pytest.raises(ValueError, match="named like a filler"):
         tokenizer_metadata(filler, 282, "gpt-2")
