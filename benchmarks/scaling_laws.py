@@ -240,7 +240,8 @@ def report(points: Sequence[Point], resamples: int) -> tuple[dict[str, Any], Pre
     print("\n".join(["", *table(points, law), f"residuals: {errors(points, law)}", constants(law)]))
     print("\n".join(["", "without the largest N and D:", *prediction.lines()]))
     print(constants(prediction.law))
-    drawn, left_out = resampled(points, resamples), without_one(points)
+    drawn = resampled(points, resamples)
+    left_out = without_one(points) if resamples else {}
     spread = {
         name: interval(getattr(each, name) for each in drawn)
         for name in ("E", "alpha", "beta")
@@ -299,7 +300,7 @@ def measure(options: argparse.Namespace) -> list[Point]:
 def run(options: argparse.Namespace, write: Callable[[dict[str, Any]], None]) -> None:
     points = read_points(options.points) if options.points else measure(options)
     write({"points": [asdict(point) for point in points]})  # the training is not lost to a bad fit
-    figures, prediction = report(points, 10 if options.quick else options.resamples)
+    figures, prediction = report(points, 0 if options.quick else options.resamples)
     write({"points": [asdict(point) for point in points], **figures})
     if options.output:
         draw(points, fit(points), prediction.law, options.output)
@@ -315,10 +316,12 @@ def main() -> None:
     parser.add_argument("--sizes", type=size, nargs="+", metavar="LAYERSxWIDTH")
     parser.add_argument("--tokens", type=int, nargs="+", help="characters of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="draws for the spread")
+    parser.add_argument(
+        "--resamples", type=int, default=RESAMPLES, help="draws for the spread; 0: no spread"
+    )
     parser.add_argument("--output", type=Path, help="draw here (png, svg, pdf)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    parser.add_argument("--quick", action="store_true", help="a tiny grid, seconds")
+    parser.add_argument("--quick", action="store_true", help="a tiny grid, no spread")
     options = parser.parse_args()
 
     def write(figures: dict[str, Any]) -> None:

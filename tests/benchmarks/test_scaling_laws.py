@@ -1,7 +1,6 @@
 """The scaling benchmark finds a known law again, does not look at what it foretells, and runs."""
 
 import json
-import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -92,17 +91,20 @@ def test_what_is_held_out_is_foretold_and_not_looked_at(points):
     assert lines[-1].endswith(f"{honest.last:.4f} ({against_last:+.2f}%)")
 
 
-def test_the_spread_is_none_without_noise_and_shows_a_disturbed_row(points):
-    drawn = scaling_laws.resampled(points, 5)
-    assert len(drawn) == 5
-    assert all(law.beta == pytest.approx(LAW.beta, rel=0.05) for law in drawn)
-
-    left_out = scaling_laws.without_one(points)
-    assert list(left_out) == [f"N = {n:,}" for n in SIZES.values()] + [f"D = {d:,}" for d in TOKENS]
-    disturbed = [replace(p, loss=1.05 * p.loss) if p.n == 402_000 else p for p in points]
+def test_without_one_n_or_one_d_a_disturbed_row_shows(points):
+    factors = {402_000: 1.05}
+    disturbed = [replace(p, loss=round(factors.get(p.n, 1) * p.loss, 4)) for p in points]
     laws = scaling_laws.without_one(disturbed)
+    assert list(laws) == [f"N = {n:,}" for n in SIZES.values()] + [f"D = {d:,}" for d in TOKENS]
     assert laws["N = 402,000"].alpha == pytest.approx(LAW.alpha, rel=0.05)
     assert abs(laws["N = 27,000"].alpha - LAW.alpha) > 0.1 * LAW.alpha
+
+
+def test_drawn_points_keep_three_of_each(points):
+    few = [p for p in points if p.n <= 103_000 and p.d <= 500_000]
+    drawn = scaling_laws.resampled(few, 3)
+    assert len(drawn) == 3
+    assert all(residual(p, law) == pytest.approx(0, abs=0.01) for law in drawn for p in few)
 
 
 def test_the_interval_leaves_a_tenth_on_either_side():
@@ -127,7 +129,12 @@ def test_a_loss_that_cannot_be_is_refused(loss):
         Point(2, 32, 0, 27_000, 125_000, loss, 1.0)
 
 
-def run(*options, code=0):
+def test_a_quick_run_trains_fits_draws_and_can_be_read_again(tmp_path):
+    text, figures, picture = (tmp_path / name for name in ("text.txt", "laws.json", "laws.png"))
+    lines = [f"{n} times {n + 1} is {n * (n + 1)}, said line {n % 7}.\n" for n in range(900)]
+    raw = "".join(lines)
+    text.write_text(raw, encoding="utf-8", newline="\n")
+    options = ["--data", text, "--quick", "--json", figures, "--output", picture]
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "scaling_laws.py"), *map(str, options)],
         capture_output=True,
@@ -135,16 +142,7 @@ def run(*options, code=0):
         env={**environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
-    assert done.returncode == code, done.stderr
-    return done.stdout if code == 0 else done.stderr
-
-
-def test_a_quick_run_trains_fits_draws_and_can_be_fitted_again(tmp_path):
-    text, figures, picture = (tmp_path / name for name in ("text.txt", "laws.json", "laws.png"))
-    lines = [f"{n} times {n + 1} is {n * (n + 1)}, said line {n % 7}.\n" for n in range(900)]
-    raw = "".join(lines)
-    text.write_text(raw, encoding="utf-8", newline="\n")
-    out = run("--data", text, "--quick", "--json", figures, "--output", picture)
+    assert done.returncode == 0, done.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
     saved = json.loads(figures.read_text(encoding="utf-8"))
     points = [Point(**each) for each in saved["points"]]
@@ -160,11 +158,9 @@ def test_a_quick_run_trains_fits_draws_and_can_be_fitted_again(tmp_path):
     longest, shortest = (mean_loss(points, d) for d in (32768, 4096))
     assert longest < shortest - 0.2
 
-    law = ScalingLaw(**saved["law"])
-    rows = scaling_laws.table(points, law)
-    assert "\n".join(rows) in out
-    again = run("--points", figures, "--quick")
-    assert again.strip() == out[out.index(rows[0]) :].strip()
+    rows = scaling_laws.table(points, ScalingLaw(**saved["law"]))
+    assert "\n".join(rows) in done.stdout
+    assert scaling_laws.read_points(figures) == points
 
 
 def mean_loss(points, d):
@@ -172,12 +168,46 @@ def mean_loss(points, d):
     return sum(losses) / len(losses)
 
 
-def test_mistakes_are_one_line(tmp_path):
-    wrong = tmp_path / "wrong.json"
-    assert re.search(r"expected LAYERSxWIDTH .*'64'$", run("--data", wrong, "--sizes", 64, code=2))
-    wrong.write_text('{"points": [{"n": 1}]}', encoding="utf-8")
-    assert run("--points", wrong, code=2).count("\n") == 1
-    assert "is not what --json wrote" in run("--points", wrong, code=2)
-    text = tmp_path / "text.txt"
-    text.write_text("abc " * 3000, encoding="utf-8")
-    assert "tokens must be at least 4096, got 100" in run("--data", text, "--tokens", 100, code=2)
+def test_earlier_points_are_fitted_again(tmp_path, monkeypatch, capsys, points):
+    figures = tmp_path / "laws.json"
+    rounded = [replace(point, loss=round(point.loss, 5)) for point in points]
+    figures.write_text(json.dumps({"points": list(map(asdict, rounded))}), encoding="utf-8")
+    again = tmp_path / "again.json"
+    command = ["scaling_laws.py", "--points", figures, "--resamples", 3, "--json", again]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    scaling_laws.main()
+    out = capsys.readouterr().out
+    assert "foretold without them: mean 0.00 %" in out
+    saved = json.loads(again.read_text(encoding="utf-8"))
+    assert saved["points"] == list(map(asdict, rounded))
+    for law in (saved["law"], saved["without the largest"], saved["without one"]["N = 59,000"]):
+        assert law["alpha"] == pytest.approx(LAW.alpha, rel=0.05)
+        assert law["beta"] == pytest.approx(LAW.beta, rel=0.05)
+    low, high = saved["spread"]["E"]
+    assert low <= high
+    assert (low, high) == pytest.approx((LAW.E, LAW.E), rel=0.05)
+    assert f"3 fits to points drawn anew, the middle 80 %: E {low:.3f} to {high:.3f}" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "text.txt", "--sizes", "64"], "expected LAYERSxWIDTH such as 2x64, got '64'"),
+        (["--data", "text.txt", "--sizes", "0x64"], "expected LAYERSxWIDTH"),
+        (["--data", "text.txt", "--tokens", "100"], "tokens must be at least 4096, got 100"),
+        (["--points", "wrong.json"], "is not what --json wrote"),
+        (["--points", "few.json"], "at least 5 points, got 4"),
+        (["--points", "missing.json"], "missing.json"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, points, options, message):
+    monkeypatch.chdir(tmp_path)
+    few = [asdict(point) for point in points[:4]]
+    for name, value in (("wrong", [{"n": 1}]), ("few", few)):
+        Path(f"{name}.json").write_text(json.dumps({"points": value}), encoding="utf-8")
+    Path("text.txt").write_text("abc " * 3000, encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["scaling_laws.py", *options])
+    with pytest.raises(SystemExit) as stopped:
+        scaling_laws.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
