@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from os import environ
 from pathlib import Path
 
@@ -82,7 +82,8 @@ def test_what_is_held_out_is_foretold_and_not_looked_at(points):
 
     worse = [replace(p, loss=1.03 * p.loss) if p in outer_edge(points)[1] else p for p in points]
     judged = Prediction.make(worse)
-    assert judged.law == honest.law
+    # not bit by bit: sums depend on where memory lies
+    assert astuple(judged.law) == pytest.approx(astuple(honest.law), rel=1e-3)
     lines = judged.lines()
     assert "foretold without them: mean 3.00 %, worst 3.00 %" in lines
     largest = 1.03 * LAW.loss(402_000, 2_000_000)
