@@ -126,7 +126,9 @@ class Continuation:
         self._with_top = bool(params.top_logprobs)
         self._pieces: list[str] = []  # 已放行的各段，到最后才拼：边写边拼要反复抄
         # 两道关：先凑字，再查停止串；都有自己的记性，所以每份文本各用一个
-        self._decoder = tokenizer.stream()
+        # 提示里有字，写的就是接着它的；只有特殊词元（例如「从头写一篇」）的，是新的开头
+        begun = any(token not in tokenizer.special_tokens.values() for token in prompt_ids)
+        self._decoder = tokenizer.stream(continued=begun)
         self._matcher = StopMatcher(params.stop)
         # 两个上限谁先到：自己说的，还是上下文剩下的。
         # 提示加上写的至多 C 个：这样写完的全文还能原样再喂给模型，例如给它打分

@@ -76,7 +76,12 @@ def checked_ids(
     # ① 最容易写错的：一串编号忘了再套一层列表，看起来就像许多条提示
     if isinstance(prompt, int):
         raise ValueError(f"{name} is the number {prompt}; for one prompt of ids write [[…]]")
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    # 别人的模型可能要求开头有 <s>，照它的规矩加；我们自己的什么也不加
+    if isinstance(prompt, str):
+        ids = tokenizer.encode(prompt, add_special=True) if prompt else []
+    # 已是编号的，原样用：特殊词元由程序自己拼好了
+    else:
+        ids = list(prompt)
     # ② 空的：说清怎样才能从头写一篇。没有「文章结束」的分词器，就没有这个办法
     if not ids:
         begin = f", or pass the ids [{tokenizer.end_id}] to begin a new document"

@@ -31,9 +31,11 @@ from tokenization.text_pieces import byte_symbols
 from tokenization.tokenizer_file import (
     Specification,
     added_tokens,
+    decoding_rule,
     kind_of,
     merge_pairs,
     special_ids,
+    vocabulary_of,
 )
 
 __all__ = ["check_same_ids", "parse_specification"]
@@ -62,13 +64,16 @@ def parse_specification(text: str, where: str) -> Specification:
         raise ValueError(f"{where}: {error}") from None
     if not isinstance(specification, dict) or not isinstance(specification.get("model"), dict):
         raise ValueError(f"{where} is not a tokenizer: it needs an object with a 'model' object")
+    # 种类决定后面查什么：字节级要有 256 个字节，SentencePiece 一类要有退路；
     # 先认种类：不支持的文件，后面几条检查对它没有意义；
     # 再查编号、查合并：后一条检查可以放心使用前一条已保证的东西
     kind = kind_of(specification, where)
     _check_ids(specification, where)
     _check_merges(specification, where)
     if kind == "bpe":
-        _check_bytes(specification, where)
+        _check_bytes(specification, byte_symbols(), where)
+    elif kind == "sentencepiece":
+        _check_fallback(specification, where)
     return specification
 
 
@@ -92,13 +97,15 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _entries(specification: Specification, where: str) -> list[tuple[str, Any]]:
     """列出全部 (词元, 编号)：先是 model 的，后是加入的；同一个词元可以两处都有。
 
+    Unigram 的词表是一列，列两次同一个词元在这里就会发现
+
     >>> added = [{"content": "<|end|>", "id": 1}]
     >>> _entries({"model": {"vocab": {"a": 0}}, "added_tokens": added}, "my.json")
     [('a', 0), ('<|end|>', 1)]
     """
     added = added_tokens(specification, where)
     pairs = [(entry["content"], entry.get("id")) for entry in added]
-    return [*specification["model"]["vocab"].items(), *pairs]
+    return [*vocabulary_of(specification, where).items(), *pairs]
 
 
 def _check_ids(specification: Specification, where: str) -> None:
@@ -147,7 +154,7 @@ def _check_merges(specification: Specification, where: str) -> None:
     Traceback (most recent call last):
     ValueError: my.json: merge 0 ('l' + 'o') names 'lo', which is not among the 2 tokens of ...
     """
-    vocabulary = specification["model"]["vocab"]
+    vocabulary = vocabulary_of(specification, where)
     special = special_ids(specification)
     # rank 是这条合并在表里的位置，报错时说出它，好在几万行里找到
     for rank, pair in enumerate(merge_pairs(specification, where)):
@@ -168,21 +175,21 @@ def _check_merges(specification: Specification, where: str) -> None:
             )
 
 
-def _check_bytes(specification: Specification, where: str) -> None:
+def _check_bytes(specification: Specification, names: list[str], where: str) -> None:
     """约束 4。没有词元的字节，库编码时直接跳过，解码出来就少了一截。
 
     用 BpeTrainer 训练而没有给 initial_alphabet，就会得到这样的文件：语料里恰好没有的
-    字节都缺着，要等到有人输入了生僻字才出错
+    字节都缺着，要等到有人输入了生僻字才出错。names 是 256 个字节在这份词表里的写法
 
     >>> parts = {"model": {"vocab": {symbol: i for i, symbol in enumerate(byte_symbols()[1:])}}}
-    >>> _check_bytes(parts, "my.json")
+    >>> _check_bytes(parts, byte_symbols(), "my.json")
     Traceback (most recent call last):
     ValueError: my.json: 1 of 256 bytes have no token (0x00); text with these bytes would be lost
     """
-    vocabulary = specification["model"]["vocab"]
+    vocabulary = vocabulary_of(specification, where)
     missing = [
         f"0x{byte:02X}"
-        for byte, symbol in enumerate(byte_symbols())
+        for byte, symbol in enumerate(names)
         if symbol not in vocabulary and byte not in NEVER_IN_UTF8
     ]
     if missing:
@@ -190,6 +197,34 @@ def _check_bytes(specification: Specification, where: str) -> None:
             f"{where}: {len(missing)} of 256 bytes have no token ({', '.join(missing[:4])}"
             f"{', …' if len(missing) > 4 else ''}); text with these bytes would be lost"
         )
+
+
+def _check_fallback(specification: Specification, where: str) -> None:
+    """约束 4，SentencePiece 一类：词表里没有的字符，要么退回字节，要么成为 <unk>。
+
+    两样都没有时，库对 BPE 悄悄丢字，对 Unigram 到编码时才报错；
+    退得回去却拼不回来（解码里没有 ByteFallback），"龘" 解码出来就成了 "<0xE9><0xBE><0x98>"
+
+    >>> parts = {"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": None}}
+    >>> _check_fallback(parts, "my.json")
+    Traceback (most recent call last):
+    ValueError: my.json has neither byte_fallback nor an unknown token: text with other ...
+    """
+    model, vocabulary = specification["model"], vocabulary_of(specification, where)
+    if model.get("byte_fallback"):
+        rule = decoding_rule(specification)
+        if rule is not None and not rule.has_bytes:
+            raise ValueError(f"{where} falls back to bytes, but its decoder has no ByteFallback")
+        return _check_bytes(specification, [f"<0x{byte:02X}>" for byte in range(256)], where)
+    # BPE 写名字，Unigram 写编号；
+    # 类型也要查：true 在 Python 里是整数 1
+    name, unknown = model.get("unk_token"), model.get("unk_id")
+    if name not in vocabulary and not (type(unknown) is int and 0 <= unknown < len(vocabulary)):
+        raise ValueError(
+            f"{where} has neither byte_fallback nor an unknown token: text with other "
+            "characters would be lost"
+        )
+    return None
 
 
 def check_same_ids(specification: Specification, loaded: dict[str, int], where: str) -> None:

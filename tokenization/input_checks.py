@@ -7,6 +7,7 @@ r"""哪些文本与参数不能接受，为什么要在门口就拒绝？
     输入                        问题                                  检查
     "\ud83d"（半个表情）        str 能存，却不是字符，没有 UTF-8      check_text
     encode_batch("一段话")      str 也能逐个遍历，会被当成许多段      checked_texts
+    字符表里没有的字            库悄悄丢掉它                          check_alphabet
     special_tokens=("a",)       与普通字符 a 撞名，分不清谁是谁       check_special_tokens
     vocab_size=100              装不下 256 个字节，有的文本无法编码   check_vocab_size
 
@@ -19,12 +20,14 @@ r"""哪些文本与参数不能接受，为什么要在门口就拒绝？
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from foundation.checks import check_int
 
 __all__ = [
     "END_OF_TEXT",
+    "check_alphabet",
     "check_special_tokens",
     "check_text",
     "check_vocab_size",
@@ -68,6 +71,39 @@ def checked_texts(texts: Iterable[str]) -> Iterator[str]:
     for index, text in enumerate(texts):
         check_text(text, f"texts[{index}]")
         yield text
+
+
+def check_alphabet(
+    text: str,
+    name: str,
+    alphabet: frozenset[str],
+    vocab_size: int,
+    special: re.Pattern[str] | None = None,
+) -> None:
+    """字符级：库会悄悄丢掉词表里没有的字符，所以先查，并说清是哪一个、在哪里。
+
+    alphabet：词表里的普通字符；vocab_size 只写进报错，让人看出是哪个分词器
+    special：将要成为特殊词元的部分，不必在字符表里；None 表示没有这回事
+
+    >>> check_alphabet("abc", "text", frozenset("ab"), vocab_size=3)
+    Traceback (most recent call last):
+    ValueError: text holds 'c' (U+0063) at offset 2, which is not in the character vocabulary...
+    """
+    if special is not None:
+        # 涂掉特殊词元，长度不变，位置才对得上
+        # 随便用哪个字都行，只要在字符表里
+        filler = next(iter(alphabet))
+        text = special.sub(lambda match: filler * len(match[0]), text)
+    # 先比集合：合格的文本只走这一步，不必逐字符循环
+    unseen = set(text) - alphabet
+    if unseen:
+        # 报最前面的一个：从它改起
+        offset = next(i for i, character in enumerate(text) if character in unseen)
+        raise ValueError(
+            f"{name} holds {text[offset]!r} (U+{ord(text[offset]):04X}) at offset {offset}, "
+            f"which is not in the character vocabulary of {vocab_size} tokens; build the "
+            "vocabulary from text that has it, or use byte-level BPE"
+        )
 
 
 def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:

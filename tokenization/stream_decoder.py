@@ -16,6 +16,11 @@ UTF-8 让这件事很容易：首字节的高位已说明这个字符共有几�
 
 文献：RFC 3629（UTF-8）；Unicode 标准第 3 章「最大前缀」规则：一次解码与分段解码
       在同样的位置放 �，所以上式对非法的字节串也成立。
+SentencePiece 一类还有一件事：编码时在开头补了一个空格，显示时要去掉，而「开头」只有一处：
+
+    词元    │  ▁the    ▁moon                接着前文写的    ▁the    ▁moon
+    放行    │  "the"   " moon"              （continued）   " the"  " moon"
+
 改哪里：想让非法字节显示成 `\xe6` 而不是 �，把 errors="replace" 换成 "backslashreplace"。
 """
 
@@ -25,6 +30,7 @@ import codecs
 from collections.abc import Callable, Iterable
 
 from foundation.demonstration import run_demo
+from tokenization.sentence_pieces import Opening
 
 __all__ = ["StreamDecoder"]
 
@@ -34,30 +40,60 @@ class StreamDecoder:
 
     token_bytes：编号 → 字节，通常是 Tokenizer.token_bytes；错误的编号由它拒绝，此处状态不变
     skip_ids：不显示的编号，例如「文章结束」
+    opening：SentencePiece 一类的开头要去掉补的空格，见 `sentence_pieces.py`；
+             接着前文写的时候是 None：开头的空格是它自己的
 
     >>> stream = StreamDecoder({0: b"\\xe6", 1: b"\\x9c\\x88", 2: b"!"}.__getitem__)
     >>> [stream.push(token_id) for token_id in (0, 1, 2, 0)], stream.flush()
     (['', '月', '!', ''], '�')
     """
 
-    def __init__(self, token_bytes: Callable[[int], bytes], skip_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        token_bytes: Callable[[int], bytes],
+        skip_ids: Iterable[int] = (),
+        opening: Opening | None = None,
+    ) -> None:
         self.token_bytes = token_bytes
         self.skip_ids = frozenset(skip_ids)
+        self.opening = opening or Opening({}, False)
+        # 还没有看到任何词元；还没有放行任何字
+        self.at_start = self.nothing_shown = True
         # 标准库的增量解码器做的正是上表：扣住未完的尾巴，其余放行
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
         """吃进一个编号，返回由此变完整的文字（可能是空串）。"""
+        # 先查编号：错误的编号在这里被拒绝，状态不变
         data = self.token_bytes(token_id)
-        return "" if int(token_id) in self.skip_ids else self.decoder.decode(data)
+        if int(token_id) in self.skip_ids:
+            return ""
+        # 藏起来的不算第一个：decode 也是先藏起来，再看谁在最前面
+        if self.at_start:
+            data = self.opening.first.get(int(token_id), data)
+        self.at_start = False
+        return self._show(self.decoder.decode(data))
 
     def flush(self) -> str:
         """文本到此为止：扣住的半个字符不会再完整，以 � 交出；之后可以开始下一段。"""
-        return self.decoder.decode(b"", final=True)
+        text = self._show(self.decoder.decode(b"", final=True))
+        self.at_start = self.nothing_shown = True
+        return text
+
+    def _show(self, text: str) -> str:
+        """去掉全文开头的一个空格；空串不算开头，要等到真有字的那一段。"""
+        # 第一个词元可以是半个汉字，那时还没有开头可言
+        if self.opening.strip and self.nothing_shown and text:
+            self.nothing_shown = False
+            return text.removeprefix(" ")
+        return text
 
 
 def demo() -> None:
-    """把一句话逐个编号送出，看哪几次扣住、哪几次放行。"""
+    """把一句话逐个编号送出，看哪几次扣住、哪几次放行。
+
+    最后一步少给一个编号，看扣住的半个字怎样交出来
+    """
     from tokenization.tokenizer import Tokenizer
 
     # 只学一点点：汉字大多还是散开的字节

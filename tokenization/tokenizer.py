@@ -18,6 +18,7 @@ r"""文本怎样变成编号，又怎样原样变回来？模型只认编号，�
 * 特殊词元（special token）是给模型看的标点，例如「文章到此为止」。用户在聊天框里打出
   同样的字，只能算普通文字，否则任何人都能假装文章结束、假装换了说话的人。
 * 流式输出时半个汉字不能显示成 �：见 `stream_decoder.py`。
+* 接着前文的一段与开头的一段，有的分词器编得不同（开头补一个空格）：见 `sentence_pieces.py`。
 * 编号变了而数据没有重做，模型读到的就是乱码：比较 fingerprint 即可发现。
 
 文件名 tokenizer.json，格式与 Hugging Face 的 `tokenizers` 相同，它的程序读来编号一致。
@@ -38,11 +39,18 @@ from typing import Any
 
 from foundation.demonstration import run_demo
 from foundation.files import read_text, write_text
+from tokenization.encoder import Encoder
 from tokenization.file_checks import check_same_ids, parse_specification
-from tokenization.input_checks import END_OF_TEXT, check_text, checked_texts
-from tokenization.library_backend import build_characters, open_library, train_byte_level_bpe
+from tokenization.input_checks import END_OF_TEXT, check_alphabet, check_text, checked_texts
+from tokenization.library_backend import build_characters, train_byte_level_bpe
 from tokenization.stream_decoder import StreamDecoder
-from tokenization.tokenizer_file import fingerprint_of, kind_of, special_ids, token_table
+from tokenization.tokenizer_file import (
+    fingerprint_of,
+    kind_of,
+    opening_of,
+    special_ids,
+    token_table,
+)
 from tokenization.tokenizer_settings import TokenizerSettings, load_settings
 
 __all__ = ["END_OF_TEXT", "FILE_NAME", "StreamDecoder", "Tokenizer"]
@@ -56,7 +64,7 @@ END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>")
 class Tokenizer:
     """文本 ↔ 编号；由 characters、train_bpe、load 或 from_json 得到，此后不再改变。
 
-    种类：kind 为 "characters" 或 "bpe"
+    种类：kind 为 "characters"、"bpe"（字节级），或读来的 "sentencepiece"
     大小：编号都在 [0, vocab_size) 内。别人的词表偶有空缺，所以它是最大编号加一，
           模型的嵌入表按它开，才不会越界
     指纹：fingerprint 相同，则任何文本的编号都相同；记在数据文件里，换错分词器就能发现
@@ -75,19 +83,19 @@ class Tokenizer:
         self.kind = kind_of(specification)
         self.special_tokens: dict[str, int] = special_ids(specification)
         self.fingerprint = fingerprint_of(specification)
+        # 每个编号的字节；作为第一个词元时又有什么不同（只有 sentencepiece 不同）
         self._bytes = token_table(specification)
+        self._opening = opening_of(specification)
         self.vocab_size = max(self._bytes) + 1
         self._json_text = json_text
-        self._plain = open_library(json_text, where, special_as_text=True)
+        self._encoder = Encoder(specification, json_text, where)
         # 库给后加入的词元重新排号，不理会文件里跳过的编号；两边不一致，解码就会张冠李戴
-        check_same_ids(specification, self._plain.get_vocab(with_added_tokens=True), where)
-        self.settings.check_tokens(self._plain.get_vocab(with_added_tokens=True), where)
+        vocabulary = self._encoder.vocabulary()
+        check_same_ids(specification, vocabulary, where)
+        self.settings.check_tokens(vocabulary, where)
+        self._eos = vocabulary.get(self.settings.tokens.get("eos_token", ""))
 
-    @cached_property
-    def _with_special(self) -> Any:
-        # 与 _plain 只差一个开关；少有人用到，用到时再造
-        return open_library(self._json_text, FILE_NAME, special_as_text=False)
-
+    # 下面两样少有人用到，用到时再造
     @cached_property
     def special_pattern(self) -> re.Pattern[str]:
         """找出特殊词元名的正则表达式；同处开始时长的优先，与库相同。"""
@@ -188,6 +196,8 @@ class Tokenizer:
     def end_id(self) -> int | None:
         """「文章结束」的编号；没有这样的特殊词元时为 None。
 
+        它与「这一轮说完了」不是一回事，后者见 stop_ids
+
         训练时每篇文章后面接一个它；生成时遇到它就停
 
         >>> Tokenizer.characters(["ab"]).end_id
@@ -201,18 +211,24 @@ class Tokenizer:
     @property
     def stop_ids(self) -> frozenset[int]:
         """生成时遇到就停的编号：「文章结束」，以及设置里的 eos_token（例如「这一轮说完了」）。"""
-        eos = self._plain.token_to_id(self.settings.tokens.get("eos_token", ""))
-        return frozenset(token for token in (self.end_id, eos) if token is not None)
+        # 它不一定是特殊词元，所以到整个词表里找过
+        return frozenset(token for token in (self.end_id, self._eos) if token is not None)
 
     # ── 文本 → 编号 ─────────────────────────────────────────────────────
 
     def encode(
-        self, text: str, *, allow_special: bool = False, continued: bool = False
+        self,
+        text: str,
+        *,
+        allow_special: bool = False,
+        continued: bool = False,
+        add_special: bool = False,
     ) -> list[int]:
         """文本 → 编号；只有 allow_special 时，文中的特殊词元名才变成特殊词元。
 
         allow_special 留给程序自己拼的模板；凡是用户写的文字，一律用默认值
-        continued：这段文字紧接着前一段，不是开头（有的分词器在开头补一个空格）
+        continued：这段文字紧接着前一段，不是开头（sentencepiece 在开头补一个空格）
+        add_special：照文件里写的，在两头加上 <s> 之类；我们自己训练的什么也不加
         错误：孤立的代理码位（lone surrogate）；字符级词表里没有的字符。都给出位置
 
         >>> tokenizer = Tokenizer.characters(["a<|endoftext|>"])
@@ -222,67 +238,54 @@ class Tokenizer:
         14
         """
         check_text(text, "text")
-        return self._encode([text], ["text"], allow_special)[0]
+        self._check_characters(text, "text", allow_special)
+        if continued:
+            return self._encoder.encode_continued(text, allow_special)
+        return self._encoder.encode([text], allow_special, add_special)[0]
 
     def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
         """一次编码许多段文本，由库分给所有的核；结果与逐段 encode 相同。
+
+        语料分词用它：几千段一起交，每个核都有事做
 
         >>> Tokenizer.characters(["ab"]).encode_batch(["ab", "", "b"])
         [[1, 2], [], [2]]
         """
         checked = list(checked_texts(texts))
-        names = [f"texts[{index}]" for index in range(len(checked))]
-        return self._encode(checked, names, allow_special)
+        for index, text in enumerate(checked):
+            self._check_characters(text, f"texts[{index}]", allow_special)
+        return self._encoder.encode(checked, allow_special)
 
-    def _encode(
-        self, texts: list[str], names: Sequence[str], allow_special: bool
-    ) -> list[list[int]]:
-        # ① 字节级没有编码不了的文字，字符级有
+    def _check_characters(self, text: str, name: str, allow_special: bool) -> None:
+        # 别的种类什么文字都编得了（或变成 <unk>，照它的规矩）
         if self.kind == "characters":
-            for text, name in zip(texts, names, strict=True):
-                self._check_alphabet(text, name, allow_special)
-        # ② fast：不记每个词元在原文中的位置，快一截
-        library = self._with_special if allow_special else self._plain
-        # ③ 别人的文件可能规定每段开头加一个特殊词元；要不要加由调用者决定，这里不加
-        batch = library.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in batch]
-
-    def _check_alphabet(self, text: str, name: str, allow_special: bool) -> None:
-        """库会悄悄丢掉词表里没有的字符，所以先查，并说清是哪一个、在哪里。
-
-        >>> Tokenizer.characters(["ab"]).encode("abc")
-        Traceback (most recent call last):
-        ValueError: text holds 'c' (U+0063) at offset 2, which is not in the character vocabulary...
-        """
-        if allow_special and self.special_tokens:
-            # 涂掉将要成为特殊词元的部分，长度不变，位置才对得上
-            filler = next(iter(self._alphabet))
-            text = self.special_pattern.sub(lambda match: filler * len(match[0]), text)
-        # 先比集合：合格的文本只走这一步，不必逐字符循环
-        unseen = set(text) - self._alphabet
-        if unseen:
-            offset = next(i for i, character in enumerate(text) if character in unseen)
-            raise ValueError(
-                f"{name} holds {text[offset]!r} (U+{ord(text[offset]):04X}) at offset {offset}, "
-                f"which is not in the character vocabulary of {self.vocab_size} tokens; build the "
-                "vocabulary from text that has it, or use byte-level BPE"
-            )
+            pattern = self.special_pattern if allow_special else None
+            check_alphabet(text, name, self._alphabet, self.vocab_size, pattern)
 
     # ── 编号 → 文本 ─────────────────────────────────────────────────────
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+    def decode(
+        self, ids: Iterable[int], *, skip_special: bool = False, continued: bool = False
+    ) -> str:
         """编号 → 文本；拼不成 UTF-8 的字节显示为 �，因为模型可以生成任何编号。
 
         公式：text = UTF-8⁻¹(bytes(i₁) ‖ bytes(i₂) ‖ …)，先接好再解码；逐个解码会切断汉字
         错误：编号不是整数、或不在词表里，抛 ValueError 并给出编号与 vocab_size
+        continued：这些编号接着前文，例如模型续写的；sentencepiece 才分这个
 
         >>> tokenizer = Tokenizer.train_bpe(["low low lower"], 260)
         >>> tokenizer.decode([258, 0, 69]), tokenizer.decode([258, 0, 69], skip_special=True)
         ('low<|endoftext|>e', 'lowe')
         """
         skipped = set(self.special_tokens.values()) if skip_special else set()
-        data = [self.token_bytes(i) for i in map(_as_id, ids) if i not in skipped]
-        return b"".join(data).decode("utf-8", errors="replace")
+        # 先藏起特殊词元，再看谁在最前面
+        kept = [i for i in map(_as_id, ids) if i not in skipped]
+        data = [self.token_bytes(i) for i in kept]
+        # 编码时在开头补的空格，解码时去掉；接着前文的，开头的空格是它自己的
+        if data and not continued:
+            data[0] = self._opening.first.get(kept[0], data[0])
+        text = b"".join(data).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self._opening.strip and not continued else text
 
     def token_bytes(self, token_id: int) -> bytes:
         """一个词元所代表的字节；可能是半个字符，也可能横跨两个字符。
@@ -303,8 +306,10 @@ class Tokenizer:
             )
         return data
 
-    def stream(self, *, skip_special: bool = False) -> StreamDecoder:
-        """逐个编号解码，只放行完整的字符；每段输出用一个新的。
+    def stream(self, *, skip_special: bool = False, continued: bool = False) -> StreamDecoder:
+        """逐个编号解码，只放行完整的字符；每段输出用一个新的。continued 同 decode。
+
+        公式：各段 push 与最后的 flush 接起来 = decode(全部编号)
 
         >>> tokenizer = Tokenizer.train_bpe(["low low lower"], 260)
         >>> stream = tokenizer.stream()
@@ -312,7 +317,7 @@ class Tokenizer:
         ['', '', '月', ' low']
         """
         skipped = self.special_tokens.values() if skip_special else ()
-        return StreamDecoder(self.token_bytes, skipped)
+        return StreamDecoder(self.token_bytes, skipped, None if continued else self._opening)
 
 
 def _as_id(value: int) -> int:

@@ -13,17 +13,21 @@ r"""一份 tokenizer.json 里写着什么？每个编号代表哪些字节？
     }
 
 编码时自上而下：先认出 added_tokens，其余文字改写、切片，再由 model 合并成编号；
-解码时只用 vocab 的反查与 decoder。两种分词器共用这一种格式，区别只在有没有字节这一层：
+解码时只用 vocab 的反查与 decoder。几种分词器共用这一种格式，区别在有没有字节这一层：
 
-    种类          vocab 的键          merges     解码
-    characters    字符本身            空         首尾相接
-    bpe           字节的可见符号串    学到的     每个符号 → 1 字节，再按 UTF-8 解码
+    种类            vocab 的键          merges          解码
+    characters      字符本身            空              首尾相接
+    bpe             字节的可见符号串    学到的          每个符号 → 1 字节，再按 UTF-8 解码
+    sentencepiece   ▁ 代表空格的字符串  学到的，或没有  ▁ → 空格，<0xE9> → 字节，开头去掉空格
+
+第三种的 model 可以是 BPE（Llama 2、Mistral），也可以是 Unigram（T5、XLM-R）；后者的 vocab 是一列
+[词元, 对数概率]，位置就是编号。规则见 `sentence_pieces.py`。
 
 合并表与字节的关系只有一条：$\mathrm{bytes}(ab) = \mathrm{bytes}(a) \Vert \mathrm{bytes}(b)$，
 ‖ 是首尾相接；所以知道 256 个单字节，就知道全部词元。
 
 文献：https://huggingface.co/docs/tokenizers（格式）。
-改哪里：想支持 SentencePiece 一类的文件，先在 kind_of 里认出它，
+改哪里：想支持 WordPiece 一类的文件，先在 kind_of 里认出它，
         再在 token_table 里说明它的词元是哪些字节。
 """
 
@@ -31,19 +35,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
 from foundation.demonstration import run_demo
+from tokenization.sentence_pieces import Decoding, Opening, decoding_of, piece_bytes
 from tokenization.text_pieces import byte_symbols
 
 __all__ = [
     "Specification",
     "added_tokens",
+    "decoding_rule",
     "fingerprint_of",
     "kind_of",
     "merge_pairs",
+    "opening_of",
     "special_ids",
+    "token_names",
     "token_table",
+    "vocabulary_of",
 ]
 
 Specification = dict[str, Any]
@@ -54,7 +64,7 @@ UNSUPPORTED = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
 
 
 def kind_of(specification: Specification, where: str = "tokenizer.json") -> str:
-    """认出种类："bpe"（字节级）或 "characters"。
+    """认出种类："bpe"（字节级）、"sentencepiece" 或 "characters"。
 
     看的是解码方式，而不是模型的名字：GPT-2、Llama 3、Qwen 都是字节级 BPE，一视同仁；
     「直接相接而又没有合并」则是字符级
@@ -63,39 +73,81 @@ def kind_of(specification: Specification, where: str = "tokenizer.json") -> str:
     >>> kind_of({"decoder": {"type": "ByteLevel"}, "model": {"type": "BPE", "vocab": {}}})
     'bpe'
     >>> kind_of({"decoder": {"type": "Metaspace"}, "model": {"type": "Unigram", "vocab": []}})
+    'sentencepiece'
+    >>> kind_of({"decoder": {"type": "WordPiece"}, "model": {"type": "WordPiece", "vocab": {}}})
     Traceback (most recent call last):
-    ValueError: tokenizer.json: unsupported tokenizer (model 'Unigram', decoder ['Metaspace']); ...
+    ValueError: tokenizer.json: unsupported tokenizer (model 'WordPiece', decoder [...]); ...
     """
     model = specification["model"]
-    steps = _decoder_steps(specification.get("decoder"))
+    steps = [str(step.get("type")) for step in _decoder_steps(specification.get("decoder"))]
     for name in UNSUPPORTED:
         if model.get(name):
             raise ValueError(f"{where}: model.{name} = {model[name]!r} is not supported")
     # 很旧的文件不写 type，那时只有 BPE 这一种
-    if model.get("type", "BPE") == "BPE" and isinstance(model.get("vocab"), dict):
-        if "ByteLevel" in steps:
-            return "bpe"
-        if steps == ["Fuse"] and not model.get("merges"):
-            return "characters"
+    is_bpe = model.get("type", "BPE") == "BPE" and isinstance(model.get("vocab"), dict)
+    # 词表的样子也要对：Unigram 是一列，BPE 是一张表
+    is_unigram = model.get("type") == "Unigram" and isinstance(model.get("vocab"), list)
+    if is_bpe and "ByteLevel" in steps:
+        return "bpe"
+    if is_bpe and steps == ["Fuse"] and not model.get("merges"):
+        return "characters"
+    if (is_bpe or is_unigram) and decoding_rule(specification) is not None:
+        return "sentencepiece"
     raise ValueError(
         f"{where}: unsupported tokenizer (model {model.get('type')!r}, decoder {steps}); "
-        "supported: byte-level BPE, as in GPT-2, Llama 3 and Qwen, and the character tokenizers "
-        "saved by this project"
+        "supported: byte-level BPE, as in GPT-2, Llama 3 and Qwen; BPE and Unigram of "
+        "SentencePiece, as in Llama 2, Mistral and T5; the character tokenizers of this project"
     )
 
 
-def _decoder_steps(decoder: Any) -> list[str]:
+def _decoder_steps(decoder: Any) -> list[dict[str, Any]]:
     """列出解码的步骤；Sequence 里套着几步，就列出几步。
 
+    每一步是一个部件：type 是它的名字，别的键是它的设置
+
     >>> _decoder_steps({"type": "Sequence", "decoders": [{"type": "ByteLevel"}, {"type": "Fuse"}]})
-    ['ByteLevel', 'Fuse']
+    [{'type': 'ByteLevel'}, {'type': 'Fuse'}]
     """
     if not isinstance(decoder, dict):
         return []
     parts = decoder.get("decoders")
     if decoder.get("type") == "Sequence" and isinstance(parts, list):
         return [step for part in parts for step in _decoder_steps(part)]
-    return [str(decoder.get("type"))]
+    return [decoder]
+
+
+def decoding_rule(specification: Specification) -> Decoding | None:
+    """SentencePiece 一类的解码规则；别的种类是 None。
+
+    字节级与字符级的没有规则可言：前者查符号表，后者首尾相接
+    """
+    return decoding_of(_decoder_steps(specification.get("decoder")))
+
+
+def vocabulary_of(specification: Specification, where: str = "tokenizer.json") -> dict[str, int]:
+    """词元 → 编号。Unigram 的词表是一列 [词元, 对数概率]，位置就是编号。
+
+    错误：一项不是 [词元, 有限的数]，或同一个词元列了两次 → ValueError
+
+    >>> vocabulary_of({"model": {"vocab": [["<unk>", 0.0], ["▁the", -2.5]]}})
+    {'<unk>': 0, '▁the': 1}
+    """
+    vocab = specification["model"]["vocab"]
+    if isinstance(vocab, dict):
+        return vocab
+    table: dict[str, int] = {}
+    for index, entry in enumerate(vocab):
+        # JSON 的数可以是整数；true 不是数，NaN 与无穷大排不了高低
+        good = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
+        if not good or type(entry[1]) not in (int, float) or not math.isfinite(entry[1]):
+            raise ValueError(
+                f"{where}: entry {index} of the vocabulary must be a token and its "
+                f"log-probability, got {entry!r}"
+            )
+        if table.setdefault(entry[0], index) != index:
+            first = table[entry[0]]
+            raise ValueError(f"{where}: token {entry[0]!r} has two ids, {first} and {index}")
+    return table
 
 
 def added_tokens(specification: Specification, where: str = "tokenizer.json") -> list[Any]:
@@ -138,7 +190,8 @@ def merge_pairs(specification: Specification, where: str = "tokenizer.json") -> 
 def token_table(specification: Specification) -> dict[int, bytes]:
     """每个编号代表哪些字节；编号可以有空缺，别人的词表偶有预留。
 
-    公式：bpe 的普通词元逐符号换回字节；其余（字符、特殊词元、加入的词元）就是名字的 UTF-8
+    公式：bpe 的普通词元逐符号换回字节；sentencepiece 见 piece_bytes；
+          其余（字符、特殊词元、加入的词元）就是名字的 UTF-8
 
     所以普通词元 é 是一个字节 e9，特殊词元 "<é>" 却是 UTF-8 的四个字节：
 
@@ -149,7 +202,10 @@ def token_table(specification: Specification) -> dict[int, bytes]:
     {0: 'e9', 1: '3c c3 a9 3e'}
     """
     byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
-    is_bpe = kind_of(specification) == "bpe"
+    kind = kind_of(specification)
+    is_bpe, rule = kind == "bpe", decoding_rule(specification)
+    if kind == "sentencepiece" and rule is not None:
+        return {i: piece_bytes(name, rule) for i, name in token_names(specification).items()}
     table: dict[int, bytes] = {}
     for token, token_id in specification["model"]["vocab"].items():
         if is_bpe and all(symbol in byte_of for symbol in token):
@@ -160,6 +216,32 @@ def token_table(specification: Specification) -> dict[int, bytes]:
     for entry in added_tokens(specification):
         table[entry["id"]] = entry["content"].encode("utf-8")
     return table
+
+
+def token_names(specification: Specification) -> dict[int, str]:
+    """每个编号在文件里的写法；加入的词元以 added_tokens 里写的为准。"""
+    names = {token_id: token for token, token_id in vocabulary_of(specification).items()}
+    return names | {entry["id"]: entry["content"] for entry in added_tokens(specification)}
+
+
+def opening_of(specification: Specification) -> Opening:
+    """全文开头的特别之处；只有 sentencepiece 有，别的种类什么也不特别。
+
+    >>> metaspace = {"type": "Metaspace", "prepend_scheme": "always"}
+    >>> model = {"type": "Unigram", "vocab": [["▁the", -1.0], ["s", -2.0]]}
+    >>> opening_of({"decoder": metaspace, "model": model})
+    Opening(first={0: b'the'}, strip=False)
+    """
+    rule = decoding_rule(specification)
+    if kind_of(specification) != "sentencepiece" or rule is None:
+        return Opening({}, False)
+    first = {
+        i: piece_bytes(name, rule, first=True)
+        for i, name in token_names(specification).items()
+        # 没有 ▁ 的词元，放在哪里都一样
+        if rule.first == "drop" and rule.symbol in name
+    }
+    return Opening(first, rule.first == "strip")
 
 
 def fingerprint_of(specification: Specification) -> str:
@@ -182,11 +264,17 @@ def fingerprint_of(specification: Specification) -> str:
         "ignore_merges": bool(model.get("ignore_merges")),
         "added_tokens": [
             [entry["content"], entry["id"], bool(entry.get("special"))]
+            # 吃掉左右空格之类的开关，写明了才算：没有的文件，指纹与从前一样
+            + [flag for flag in ("lstrip", "rstrip", "single_word") if entry.get(flag)]
             for entry in added_tokens(specification)
         ],
         "normalizer": specification.get("normalizer"),
         "pre_tokenizer": specification.get("pre_tokenizer"),
     }
+    # 别的种类的编号还取决于这几样
+    if decoding_rule(specification) is not None:
+        names = ("type", "unk_id", "unk_token", "fuse_unk", "byte_fallback")
+        content["model"] = [model.get(name) for name in names]
     # 键排序、不留空格：同样的内容只有一种写法（canonical JSON）
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", errors="surrogatepass")).hexdigest()
