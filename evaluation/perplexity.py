@@ -109,7 +109,7 @@ def evaluate_documents(
     """几篇文档首尾相接的困惑度；每个字节都算到。
 
     每篇前面垫一个结束符，正如训练时文档都接在上一篇的结束符后面，于是第一个词元也有前文；
-    没有结束符的分词器，第一个词元不打分，它的字节也不计。
+    分词器规定了开头（Llama 的 <s>）的，最前面垫的是它。两样都没有，第一个词元不打分，字节也不计。
     错误：文本为空、词表与模型不合 → ValueError
     """
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -122,13 +122,15 @@ def evaluate_documents(
     for text in texts:
         encoded = tokenizer.encode(text)
         # 空文档不成一篇；训练时的分片里也没有它
-        if encoded and tokenizer.end_id is not None:
+        if encoded and not ids and tokenizer.start_ids:
+            ids += tokenizer.start_ids
+        elif encoded and tokenizer.end_id is not None:
             ids.append(tokenizer.end_id)
         ids += encoded
         n_bytes += len(text.encode("utf-8"))
     if not n_bytes:
         raise ValueError("there is nothing to evaluate: the text is empty")
-    if tokenizer.end_id is None:
+    if tokenizer.end_id is None and not tokenizer.start_ids:
         n_bytes -= len(tokenizer.token_bytes(ids[0]))
     return evaluate_tokens(
         model, ids, context=context, stride=stride, batch_size=batch_size, n_bytes=n_bytes

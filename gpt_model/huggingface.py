@@ -21,12 +21,12 @@ r"""Hugging Face 的权重怎样变成我们的 GPT？同样的数，换个名�
 出处：transformers 的 modeling_gpt2.py、modeling_llama.py 等的参数名。
 
 改哪里：多认一个家族 → WEIGHT_TABLES 加一项（配置在 huggingface_config.py）；
-       分片的权重、从网上取 → 先凑成一个「名字 → 张量」的字典，再交给 model_from_huggingface。
+       文件怎样读、怎样写（分片、目录）→ huggingface_files.py；从网上取 → foundation/hub.py。
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -39,7 +39,12 @@ from gpt_model.huggingface_config import FAMILIES, LLAMA_LIKE, config_from_huggi
 from gpt_model.model import GPT
 from gpt_model.model_directory import load_weights
 
-__all__ = ["model_from_huggingface", "weights_from_huggingface", "weights_to_huggingface"]
+__all__ = [
+    "model_from_huggingface",
+    "their_tensors",
+    "weights_from_huggingface",
+    "weights_to_huggingface",
+]
 
 # 我们的模块名 → 他们的模块名；{i} 是层号，.weight 与 .bias 由 renaming 补上。
 # 表里多列的不碍事：没有的偏置、没有的 q_norm 自然对不上，跳过即可。
@@ -79,7 +84,11 @@ ENDINGS = (".weight", ".bias")
 QKV = ("q_proj", "k_proj", "v_proj")
 GPT2_PREFIX = "transformer."  # GPT2LMHeadModel 有，裸的 GPT2Model 没有
 GPT2_FUSED = "h.{i}.attn.c_attn"
-GPT2_BUFFERS = (".attn.bias", ".attn.masked_bias")  # 早期文件里存着因果掩码，它不是参数
+# 早期文件里存着不是参数的表：GPT-2 的因果掩码，Llama 的旋转频率；都由配置决定，自己会算
+GPT2_BUFFERS = (".attn.bias", ".attn.masked_bias")
+LLAMA_BUFFERS = (".rotary_emb.inv_freq",)
+# 认得的类型；别的（8 位整数、fp8……）是量化过的，还要乘上另存的系数才是权重
+WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def renaming(family: str, n_layers: int) -> dict[str, str]:
@@ -115,13 +124,13 @@ def weights_from_huggingface(
     check_choice("family", family, FAMILIES)  # 家族只决定用哪张表，模型不知道它
     # 复制一份清单，认出一个划掉一个，最后剩下的就是认不出的
     left = dict(weights)
-    if family == "gpt2":
-        # 前缀有没有都认；早期文件里的因果掩码不是权重，先剔除
-        left = {
-            name.removeprefix(GPT2_PREFIX): tensor
-            for name, tensor in left.items()
-            if not name.endswith(GPT2_BUFFERS)
-        }
+    # 前缀有没有都认；早期文件里的表不是权重，先剔除
+    prefix, buffers = (GPT2_PREFIX, GPT2_BUFFERS) if family == "gpt2" else ("", LLAMA_BUFFERS)
+    left = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in left.items()
+        if not name.endswith(buffers)
+    }
     ours: dict[str, Tensor] = {}
     # 下面三步都不复制数字：改名只换字典的键，转置只对 GPT-2 的小矩阵发生
     # ① 改名；GPT-2 的投影顺手转置（别家的名字里没有 .c_）
@@ -141,6 +150,7 @@ def weights_from_huggingface(
     if config.tie_embeddings:
         left.pop("lm_head.weight", None)
         ours.pop("lm_head.weight", None)  # Llama 的表认得它，所以可能在这边
+    # 两边不会有同名的：认出的已经划掉了
     # 认不出的也带上：由载入时和缺少的一起报告
     return {**ours, **left}
 
@@ -150,42 +160,75 @@ def weights_to_huggingface(model: GPT, family: str) -> dict[str, Tensor]:
 
     错误：家族不认识，或模型里有那个家族没有的零件 → ValueError，写明是哪些张量
     """
+    return dict(their_tensors(model, family))
+
+
+def their_tensors(model: GPT, family: str) -> Iterator[tuple[str, Tensor]]:
+    """同上，但一个一个地给：大模型存盘时，转置出来的副本用完即弃，不必同时放得下两份。
+
+    次序：先是改名的，GPT-2 的融合矩阵在后；次序不影响读的人，safetensors 按名字找
+    错误：同 weights_to_huggingface；在给出第一个之前就查完
+    """
     check_choice("family", family, FAMILIES)
-    # 同样是认出一个划掉一个
-    state = model.state_dict()
-    theirs: dict[str, Tensor] = {}
+    # state_dict 给的是同一块内存的别名，不是副本
+    state, n_layers = model.state_dict(), model.config.n_layers
+    # ① 先看那个家族装不装得下：宁可不导出，也不丢掉一部分
+    table = renaming(family, n_layers)
+    #    表里没有的只有两样：拼在一起的 Q、K、V，和 GPT-2 共用的 lm_head
+    fused = {f"blocks.{i}.attention.{n}{e}" for i in range(n_layers) for n in QKV for e in ENDINGS}
+    places = {*table, "lm_head.weight"} | (fused if family == "gpt2" else set())
+    # 例：把 RMSNorm 的模型写成 gpt2，多出来的位置嵌入没处放
+    if set(state) - places:
+        raise ValueError(
+            f"a {family} model has no place for {', '.join(sorted(set(state) - places))}"
+        )
     # 带语言模型头的 GPT-2 把主干放在 transformer 之下，Llama 的表里已经写了 model.
     prefix = GPT2_PREFIX if family == "gpt2" else ""
-    # ① 改名；转置两次等于没转，所以同一个 turn 两个方向都用
-    for our_name, their_name in renaming(family, model.config.n_layers).items():
+    # ② 改名；转置两次等于没转，所以同一个 turn 两个方向都用
+    for our_name, their_name in table.items():
         if our_name in state:
-            theirs[prefix + their_name] = turn(state.pop(our_name), their_name)
-    # ② GPT-2：三段转置后拼回一个；它的 lm_head 没有 transformer. 前缀
-    if family == "gpt2":
-        for i in range(model.config.n_layers):
-            for ending in ENDINGS:
-                # 权重 (D, D) 转置后沿最后一维拼成 (D, 3D)；偏置 (D,) 转置不变，拼成 (3D,)
-                parts = [state.pop(f"blocks.{i}.attention.{name}{ending}").t() for name in QKV]
-                theirs[prefix + GPT2_FUSED.format(i=i) + ending] = torch.cat(parts, dim=-1)
-        theirs["lm_head.weight"] = state.pop("lm_head.weight")
+            yield prefix + their_name, turn(state[our_name], their_name)
+    # ③ GPT-2：三段转置后拼回一个；它的 lm_head 没有 transformer. 前缀
+    for i in range(n_layers if family == "gpt2" else 0):
+        # 权重与偏置各拼一次
+        for ending in ENDINGS:
+            # 次序是 Q、K、V，错了也拼得上，只是全错
+            # 权重 (D, D) 转置后沿最后一维拼成 (D, 3D)；偏置 (D,) 转置不变，拼成 (3D,)
+            parts = [state[f"blocks.{i}.attention.{name}{ending}"].t() for name in QKV]
+            yield prefix + GPT2_FUSED.format(i=i) + ending, torch.cat(parts, dim=-1)
     #    共用词表时 lm_head 与 wte 是同一个张量，他们的 state_dict 里两个名字都有
-    # ③ 还剩下的，那个家族装不下：宁可不导出，也不丢掉一部分
-    if state:
-        raise ValueError(f"a {family} model has no place for {', '.join(sorted(state))}")
-    return theirs
+    # 存盘的人会看 tie_embeddings，决定要不要写它
+    if family == "gpt2":
+        yield "lm_head.weight", state["lm_head.weight"]
 
 
-def model_from_huggingface(values: Mapping[str, Any], weights: Mapping[str, Tensor]) -> GPT:
-    """由他们的 config.json 与权重建出我们的 GPT。
+def model_from_huggingface(
+    values: Mapping[str, Any], weights: Mapping[str, Tensor], where: str | None = None
+) -> GPT:
+    """由他们的 config.json 与权重建出我们的 GPT；类型与文件里的相同。
 
-    错误：配置看不懂 → 见 huggingface_config.py；名字或形状对不上 → 一次列全
+    类型不转换：文件里是 bfloat16，模型就是 bfloat16
+    错误：配置看不懂 → 见 huggingface_config.py；名字或形状对不上、权重是量化过的 → 一次列全
     """
     # 配置先行：看不懂的配置，权重也不必看了
     config = config_from_huggingface(values)
     family = str(values["model_type"])
+    # 报错时说的名字：给了文件夹就说文件夹
+    where = where or f"the {family} weights"
+    # 改名与转置；认不出的也在里面，由 load_weights 一起报
+    ours = weights_from_huggingface(weights, family, config)
+    # 量化过的数，单看是没有意义的整数；当作权重用，只会得到胡话
+    odd = [f"{name} ({t.dtype})" for name, t in ours.items() if t.dtype not in WEIGHT_TYPES]
+    # 列几个就够：多半是全部
+    if odd:
+        listed = ", ".join(odd[:4]) + (f", … {len(odd)} in all" if odd[4:] else "")
+        raise ValueError(
+            f"{where}: weights must be float32, float16 or bfloat16, got {listed}; "
+            "quantized checkpoints are not supported, import the original one"
+        )
     # 先搭一个没有数字的骨架，再把翻译好的张量换上去，不占两份内存
     model = GPT.on_meta(config).to_empty(device="cpu")
-    load_weights(model, weights_from_huggingface(weights, family, config), f"the {family} weights")
+    load_weights(model, ours, where)
     return model.eval()  # 载入是为了用：默认关掉 dropout
 
 

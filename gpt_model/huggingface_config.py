@@ -15,24 +15,28 @@ r"""Hugging Face 的 config.json 怎样变成 GPTConfig？一张表翻译名字�
 
     改名的    上面这张表
     必须的    取别的值就会改变算法，而我们没有那种算法（REQUIRED）
-    另处理的  激活、RoPE、滑动窗口，各有几种写法（HANDLED）
+    另处理的  激活、偏置、RoPE、滑动窗口，各有几种写法（HANDLED）
     无关的    与一次前向的数字无关：元数据、dropout、生成的默认值（IGNORED）
 
 一个家族固定不变的选择（用哪种归一化、有没有偏置）不在 config.json 里，而写死在他们的模型代码里；
 我们没有每家一份的代码，所以把它们记在 FIXED 表中。读完那张表，就读完了五个家族的差别：
 
     gpt2      一切照 GPTConfig 的默认值：LayerNorm、学出来的位置、GELU、处处有偏置
-    llama     RMSNorm、RoPE、SwiGLU，去掉全部偏置；从 3 起键值头少于查询头
+    llama     RMSNorm、RoPE、SwiGLU，去掉全部偏置（有两个开关可以全加回来）；从 3 起键值头少于查询头
     mistral   与 llama 相同，只多一个滑动窗口
     qwen2     与 llama 相同，只给 q、k、v 加回偏置
     qwen3     与 llama 相同，改用 q、k 各自的归一化
+
+没写的键也有含义：他们读 config.json 时用那个家族的默认值补上，我们照同一张表补（DEFAULTS）；
+没有默认值可依的大小（层数、宽度……），没写就拒绝。
 
 为什么这样严：漏看一个开关，模型照样能说话，只是悄悄说错；拒绝至少让人知道。
 
 出处：transformers 的 configuration_gpt2.py、_llama.py、_mistral.py、_qwen2.py、_qwen3.py。
 
 改哪里：多认一个家族 → CONFIG_TABLES 与 FIXED 各加一项，权重的名字在 huggingface.py；
-       一个配置项其实无关紧要 → IGNORED；新的 RoPE 缩放 → transformer_basics/rotary.py 先有了再加。
+       一个配置项其实无关紧要 → IGNORED；新的 RoPE 缩放 → transformer_basics/rotary.py 先有了再加；
+       反方向（GPTConfig → 他们的 config.json）→ huggingface_export.py。
 """
 
 from __future__ import annotations
@@ -97,6 +101,18 @@ FIXED: dict[str, dict[str, Any]] = {
     "qwen3": {**_LLAMA_FIXED, "qk_norm": True},  # 去掉偏置，换成 q、k 的归一化
 }
 
+# ── 没写的键取什么值：照那个家族的配置类；这里没有、文件里也没有的大小 → 拒绝 ──────────────
+_LLAMA_DEFAULTS = {"head_dim": None, "rms_norm_eps": 1e-6, "initializer_range": 0.02}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_inner": None, "layer_norm_epsilon": 1e-5, "initializer_range": 0.02},
+    # Llama 1、2 的旧文件没有键值头这一项：每个查询头各有一份
+    "llama": {**_LLAMA_DEFAULTS, "num_key_value_heads": None},
+    "mistral": {**_LLAMA_DEFAULTS, "sliding_window": 4096},
+    # 窗口写了也不算数，要 use_sliding_window 为真；从第几层起用它，默认是第 28 层
+    "qwen2": {**_LLAMA_DEFAULTS, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3": {**_LLAMA_DEFAULTS, "head_dim": 128, "sliding_window": 4096, "max_window_layers": 28},
+}
+
 # ── 激活函数的叫法：gelu_new 是 GPT-2 的 tanh 近似，gelu 才是精确的 ──────────────────────
 ACTIVATION_NAMES = pairs("""
     gelu_new gelu_tanh
@@ -107,9 +123,17 @@ ACTIVATION_NAMES = pairs("""
     swish silu
 """)
 # ── RoPE 缩放：种类同名，只翻译里面的数 ───────────────────────────────────────────────
-# dynamic 与 longrope 随序列长度改变频率：长度一变，缓存里已经转好的 K 全部作废，所以不收。
+# dynamic 只在超过训练长度之后才改变频率，那时缓存里已经转好的 K 全部作废；我们的上下文到训练长度
+# 为止，在这之内它与不缩放逐数相同，所以就当作不缩放。longrope 在训练长度之内也变，不收。
 # 每个数的含义见 transformer_basics/rotary.py 的 RopeScaling。
 ROPE_KINDS = ("linear", "yarn", "llama3")
+# 每种用到哪些数；写了用不到的，他们的代码不理会，我们却可能照用，所以拒绝
+_ALWAYS = ("factor", "original_max_position_embeddings")
+ROPE_USES = {
+    **dict.fromkeys(("default", "dynamic", "linear"), _ALWAYS),
+    "yarn": (*_ALWAYS, "beta_fast", "beta_slow", "attention_factor"),
+    "llama3": (*_ALWAYS, "low_freq_factor", "high_freq_factor"),
+}
 ROPE_NUMBERS = pairs("""
     factor factor
     original_max_position_embeddings original_max_seq_len
@@ -126,14 +150,19 @@ REQUIRED: dict[str, Any] = {
     "scale_attn_by_inverse_layer_idx": False,  # 再除以层号：Mistral 研究 GPT-2 时的变体
     "add_cross_attention": False,  # 只有解码器
     "is_encoder_decoder": False,  # 没有编码器
-    "attention_bias": False,  # Llama 的这个开关会给 o_proj 也加偏置
-    "mlp_bias": False,  # 同上，给前馈加偏置
     "pretraining_tp": 1,  # 把一次乘法拆开算，末位数字会不同
+    "partial_rotary_factor": 1.0,  # 只转每个头的一部分维
+    "quantization_config": None,  # 权重存成了 8 位或 4 位，不是原来的数
+    "is_decoder": False,  # BERT 一类才有的开关
+    "cross_attention_hidden_size": None,
+    "pruned_heads": {},  # 剪掉了几个头
+    "auto_map": None,  # 要运行文件里附带的代码：绝不
 }
 # ── 另有代码处理 ────────────────────────────────────────────────────────────────────
 HANDLED = set(
     "model_type activation_function hidden_act tie_word_embeddings rope_theta rope_scaling "
-    "rope_parameters sliding_window use_sliding_window layer_types".split()
+    "rope_parameters sliding_window use_sliding_window max_window_layers layer_types "
+    "attention_bias mlp_bias".split()
 )
 # ── 与一次前向的数字无关 ────────────────────────────────────────────────────────────
 IGNORED = set(
@@ -147,7 +176,17 @@ IGNORED = set(
     # 分类头；只影响实现方式、不影响结果的开关
     "id2label label2id problem_type summary_activation summary_first_dropout "
     "summary_proj_to_labels summary_type summary_use_proj chunk_size_feed_forward "
-    "max_window_layers reorder_and_upcast_attn".split()
+    "reorder_and_upcast_attn "
+    # 旧版写进每个文件的：生成的默认值，如今在 generation_config.json 里
+    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty "
+    "temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size "
+    "encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores "
+    "return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values "
+    "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens prefix "
+    "decoder_start_token_id sep_token_id unk_token_id "
+    # 旧版写进每个文件的：别的模型、别的框架用的
+    "finetuning_task tokenizer_class torchscript tf_legacy_loss use_bfloat16 _attn_implementation "
+    "_attn_implementation_autoset attn_implementation unsloth_version unsloth_fixed".split()
 )
 
 
@@ -159,29 +198,61 @@ def config_from_huggingface(values: Mapping[str, Any]) -> GPTConfig:
     family = check_choice("model_type", values.get("model_type"), FAMILIES)
     table = CONFIG_TABLES[family]
     # ① 先确认没有看漏的开关
-    known = {*table.values(), *REQUIRED, *HANDLED, *IGNORED}
-    unknown = sorted(set(values) - known)
+    refuse_unknown(values, family)
+    # ② 没写的键补上家族的默认值；补不上的大小，一次列全
+    values = {**DEFAULTS[family], **values}
+    # 例：漏了层数，用默认的 32 层去配 16 层的权重，只会得到一长串「缺少」
+    missing = [theirs for theirs in table.values() if theirs not in values]
+    # 与其那样，不如在这里说
+    if missing:
+        raise ValueError(f"config.json of a {family} model lacks {', '.join(missing)}")
+    # ③ 改名；值写成 null 也照抄：None 在两边都表示「按惯例」
+    fields = {**FIXED[family], **{ours: values[theirs] for ours, theirs in table.items()}}
+    # ④ 激活：GPT-2 的键名与后来各家不同。
+    #    词表：没写时 GPT-2 默认输入输出共用，其余默认不共用，弄反了就多出或缺少一个 lm_head
+    # 没写时：GPT-2 是 gelu_new，其余是 silu
+    key, usual = ("activation_function", "gelu_new") if family == "gpt2" else ("hidden_act", "silu")
+    activation = check_choice("activation", values.get(key, usual), ACTIVATION_NAMES)
+    fields["activation"] = ACTIVATION_NAMES[activation]
+    fields["tie_embeddings"] = values.get("tie_word_embeddings", family == "gpt2")
+    # （到这里 fields 里是大小、FIXED 的选择、激活与共用）
+    # ⑤ 偏置、位置与窗口：各有几种写法，各有一个函数
+    fields |= bias_fields(values, family)
+    if fields.get("position") == "rope":
+        fields |= rope_fields(values)
+    fields["sliding_window"] = window_size(values, family)
+    return GPTConfig(**fields)
+
+
+def refuse_unknown(values: Mapping[str, Any], family: str) -> None:
+    """四类之外的键、REQUIRED 里取了别的值的键 → ValueError。"""
+    known = {*CONFIG_TABLES[family].values(), *REQUIRED, *HANDLED, *IGNORED}
+    # 写成 null 的等于没写；以 _ 开头的是他们程序自己的记号
+    unknown = sorted(k for k, v in values.items() if k not in known and v is not None)
     if unknown:
         raise ValueError(f"config.json of a {family} model has unknown keys: {', '.join(unknown)}")
     for key, wanted in REQUIRED.items():
         if values.get(key, wanted) != wanted:  # 没写就是默认值，也就是我们要的值
             raise ValueError(f"{key} must be {wanted!r} for a {family} model, got {values[key]!r}")
-    # ② 改名；他们没写的键，留给 GPTConfig 的默认值。
-    #    值写成 null 也照抄：None 在两边都表示「按惯例」
-    fields = dict(FIXED[family])
-    fields |= {ours: values[theirs] for ours, theirs in table.items() if theirs in values}
-    # ③ 激活：GPT-2 的键名与后来各家不同。
-    #    词表：没写时 GPT-2 默认输入输出共用，其余默认不共用，弄反了就多出或缺少一个 lm_head
-    activation = values.get("activation_function", values.get("hidden_act"))
-    fields["activation"] = ACTIVATION_NAMES[
-        check_choice("activation", activation, ACTIVATION_NAMES)
-    ]
-    fields["tie_embeddings"] = values.get("tie_word_embeddings", family == "gpt2")
-    # ④ 位置与窗口：写法随 transformers 的版本变过，各有一个函数
-    if fields.get("position") == "rope":
-        fields |= rope_fields(values)
-    fields["sliding_window"] = window_size(values)
-    return GPTConfig(**fields)
+
+
+def bias_fields(values: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """Llama 的两个开关：注意力的四个投影、前馈的三个，各自要不要偏置。
+
+    我们的两个旋钮分法不同：qkv_bias 管 q、k、v，proj_bias 管其余的。
+    所以两个开关同开或同关才表达得了；别家没有这样的开关（Qwen3 的只管注意力）
+    错误：只开一个，或别家开了 → ValueError，写明两个键
+    """
+    # 没写就是没有
+    attention, mlp = (bool(values.get(key)) for key in ("attention_bias", "mlp_bias"))
+    if not attention and not mlp:
+        return {}  # 家族自己的惯例：Qwen2 的 q、k、v 有偏置，就写在 FIXED 里
+    if family == "llama" and attention and mlp:
+        return {"qkv_bias": True, "proj_bias": True}
+    raise ValueError(
+        f"attention_bias and mlp_bias must be false for a {family} model"
+        f"{', or both true' if family == 'llama' else ''}; got {attention} and {mlp}"
+    )
 
 
 def rope_fields(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,38 +263,66 @@ def rope_fields(values: Mapping[str, Any]) -> dict[str, Any]:
          新 {"rope_parameters": {"rope_type": …, "rope_theta": θ}}
     错误：种类不认识、带有不认识的数 → ValueError
     """
-    # 先取出两种写法都有的东西，剩下的就该全是缩放的数
-    given = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
+    new, old = (values.get(key) or {} for key in ("rope_parameters", "rope_scaling"))
+    # transformers 5 会两个都写；写得一样就好
+    if new and old and new != old:
+        raise ValueError(f"rope_parameters {new} and rope_scaling {old} contradict each other")
+    # 先取出两种写法都有的东西，剩下的就该全是缩放的数；写成 null 的等于没写
+    given = {key: value for key, value in (new or old).items() if value is not None}
     theta = given.pop("rope_theta", values.get("rope_theta", 10000.0))
     old_kind = given.pop("type", "default")
     kind = given.pop("rope_type", old_kind)
-    if kind == "default":
-        return {"rope_theta": theta}
-    check_choice("rope_type", kind, ("default", *ROPE_KINDS))
-    unknown = sorted(set(given) - set(ROPE_NUMBERS))
+    if given.get("partial_rotary_factor") == 1.0:  # 全转，等于没写
+        del given["partial_rotary_factor"]
+    check_choice("rope_type", kind, ("default", "dynamic", *ROPE_KINDS))
+    # 多出来的数：拼错了，或是我们不知道的新花样
+    unknown = sorted(set(given) - set(ROPE_USES[kind]))
     if unknown:
         raise ValueError(f"rope_scaling of kind {kind!r} has unknown keys: {', '.join(unknown)}")
+    if kind in ("default", "dynamic"):
+        return {"rope_theta": theta}
     numbers = {ROPE_NUMBERS[key]: value for key, value in given.items()}
-    if kind == "yarn":  # 他们缺省时以模型的上下文为训练长度
+    if kind in ("yarn", "llama3"):  # 他们缺省时以模型的上下文为训练长度
         numbers.setdefault("original_max_seq_len", values["max_position_embeddings"])
+    # 每一种都要知道拉长几倍
+    if "factor" not in numbers:
+        raise ValueError(f"rope_scaling of kind {kind!r} lacks factor")
     return {"rope_theta": theta, "rope_scaling": RopeScaling(kind=kind, **numbers)}
 
 
-def window_size(values: Mapping[str, Any]) -> int | None:
+def window_size(values: Mapping[str, Any], family: str) -> int | None:
     """滑动窗口的大小，没有则 None；一半层有、一半层没有的模型要拒绝。
 
     约定：窗口 w 表示位置 p 看得见 p−w+1 … p，连自己在内共 w 个，两边相同
     写法：Mistral 写了 sliding_window 就生效；
-         Qwen 还要 use_sliding_window 为真，新版并在 layer_types 里逐层列出种类
+         Qwen 还要 use_sliding_window 为真，从第 max_window_layers 层起才有；
+         新版在 layer_types 里逐层列出种类，有它就以它为准
     错误：各层种类不同 → ValueError；我们的 GPT 每层同样配置
     """
+    # 先按各家的规矩推出每一层是哪一种
     window: int | None = values.get("sliding_window")
-    kinds = set(values.get("layer_types") or ())
-    if kinds - {"full_attention", "sliding_attention"} or len(kinds) > 1:
-        raise ValueError(f"layer_types must be the same in every layer, got {sorted(kinds)}")
-    if values.get("use_sliding_window") is False or kinds == {"full_attention"}:
-        return None
-    return window
+    n_layers = values.get("num_hidden_layers", 0)
+    if family in ("gpt2", "llama"):  # 他们的代码不看这个键：写了也没有窗口
+        kinds = ["full_attention"]
+        if window is not None:
+            raise ValueError(f"sliding_window must be null for a {family} model, got {window}")
+    elif family == "mistral":
+        kinds = ["sliding_attention"]
+    else:
+        # 前 max_window_layers 层全看，其余的层开窗
+        n_full = values["max_window_layers"] if values.get("use_sliding_window") else n_layers
+        kinds = ["full_attention" if i < n_full else "sliding_attention" for i in range(n_layers)]
+    listed = set(values.get("layer_types") or kinds)
+    # 只有 Qwen 的代码看这张表；别家写了不同的，两处说法矛盾，不猜哪个对
+    qwen = family.startswith("qwen")
+    found = listed if qwen else listed | set(kinds)
+    off = qwen and not values.get("use_sliding_window")  # 关掉了，表里怎么写也没有窗口
+    if found - {"full_attention", "sliding_attention"} or len(found) > 1:
+        raise ValueError(
+            f"attention must be the same in every layer, got {sorted(found)} "
+            "(from layer_types, or from use_sliding_window with max_window_layers)"
+        )
+    return None if off or "full_attention" in found else window
 
 
 def demo() -> None:

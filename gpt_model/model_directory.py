@@ -139,6 +139,7 @@ def load_model(
     """
     directory = Path(directory)
     refuse_pickles(directory)
+    refuse_theirs(directory)
     verify_manifest(directory)  # 模型目录与训练存档都行，种类不限
     config = load_config(directory)
     # 先有形状再有数字：随机初始化 1.5B 个数要好几秒，而它们马上就会被换掉
@@ -257,6 +258,23 @@ def refuse_pickles(path: Path) -> None:
         raise ValueError(
             f"{found[0]} is a pickle, which can run code when it is opened; this program never "
             f"opens one. Ask its author for {WEIGHTS_FILE}, or convert it where it cannot do harm"
+        )
+
+
+def refuse_theirs(directory: Path) -> None:
+    """Hugging Face 的文件夹也有 config.json 与 model.safetensors，里面的名字却是另一套。
+
+    错误：里面写着 model_type → ValueError，说清要先导入
+    """
+    path = directory / CONFIG_FILE
+    # 别的毛病（没有文件、不是 JSON）由后面的检查去说
+    values = read_json(path) if path.is_file() else None
+    # 只凭一个键就认得出：他们的每一份都有它，我们的从来没有
+    # （GPTConfig 没有这个字段）
+    if isinstance(values, dict) and "model_type" in values:
+        raise ValueError(
+            f"{directory} is a Hugging Face checkpoint; make a model directory of it first: "
+            f"fromzero import {directory} --out DIR"
         )
 
 

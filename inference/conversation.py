@@ -99,7 +99,8 @@ class Conversation:
 
     def count(self, text: str) -> int:
         """一段文本合多少个词元；上下文的长短是按词元算的，不是按字。"""
-        return len(self.tokenizer.encode(text))
+        # 分词器规定的开头（Llama 的 <s>）也占位置；随手写的那种没有
+        return len(getattr(self.tokenizer, "start_ids", ())) + len(self.tokenizer.encode(text))
 
     def remember(self, question: str, answer: str) -> None:
         """记下一轮；回答中途被打断的，也记下已经说出口的部分。"""

@@ -165,7 +165,10 @@ def test_a_saved_directory_of_theirs_is_read(tmp_path):
     [
         ({"model_type": "mamba"}, "model_type must be one of gpt2, llama.*; got 'mamba'"),
         ({"model_type": None}, "model_type must be one of gpt2"),
-        ({"attention_bias": True}, "attention_bias must be False for a llama model, got True"),
+        (
+            {"attention_bias": True},
+            "attention_bias and mlp_bias must be false .* or both true; got",
+        ),
         ({"attn_logit_softcapping": 30.0}, "unknown keys: attn_logit_softcapping"),
         ({"hidden_act": "mish"}, "activation must be one of .*; got 'mish'"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "same in every layer"),
