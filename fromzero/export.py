@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from foundation.checks import check_choice
-from fromzero.option_types import MaybePath, MaybeText, open_model
+from fromzero.option_types import MaybePath, MaybeText, open_model, parse_bytes
 
 if TYPE_CHECKING:
     from gpt_model.gguf_export import GGUFSummary
@@ -23,35 +23,108 @@ if TYPE_CHECKING:
 class Options:
     """Write a model in the layout of another program.
 
+    huggingface: a folder for transformers, vLLM and SGLang. A model whose parts no family there
+    has is refused. A LoRA adapter is exported for PEFT with --base.
     gguf: one file for llama.cpp and Ollama, the tokenizer included.
 
     Examples:
+        fromzero export runs/gpt-micro --to exported
+        fromzero export runs/llama --to exported --dtype bf16 --max-shard-size 2GB
+        fromzero export runs/gpt-micro --adapter runs/adapter --to merged
+        fromzero export runs/adapter --base runs/gpt-micro --to exported-adapter
         fromzero export runs/gpt-micro --to gpt-micro.gguf --format gguf --pretokenizer llama-bpe
         fromzero export runs/qwen3 --to qwen3.gguf --format gguf --type q8_0
         fromzero export runs/gpt-micro --to ids-only.gguf --format gguf --without-tokenizer
     """
 
     directory: tyro.conf.Positional[Path]
-    """a model directory or a run"""
+    """a model directory or a run; with --base, an adapter directory"""
     to: Path
     """what to write"""
-    format: str = "gguf"
-    """which layout: gguf"""
+    format: str = "huggingface"
+    """which layout: huggingface or gguf"""
     adapter: MaybePath = None
     """merge this LoRA adapter into the model first"""
-    type: str = "f16"
-    """gguf: how the matrices are stored: f32, f16 or q8_0"""
+    without_tokenizer: bool = False
+    """leave the tokenizer out; the program is then fed with token ids"""
+    base: MaybePath = None
+    """huggingface: the directory is a LoRA adapter for this model"""
+    dtype: MaybeText = None
+    """huggingface: the type of the weights: fp32 or bf16; without it, as saved"""
+    max_shard_size: MaybeText = None
+    """huggingface: weights beyond this go into the next file; without it 5GB"""
+    type: MaybeText = None
+    """gguf: how the matrices are stored: f32, f16 or q8_0; without it f16"""
     pretokenizer: MaybeText = None
     """gguf: split text by this rule of llama.cpp's, where it does not know the tokenizer's own;
     some token ids then differ from training"""
-    without_tokenizer: bool = False
-    """gguf: leave the tokenizer out; the program is then fed with token ids"""
+
+
+# What one format alone knows; given to another, it would be ignored in silence.
+OWN_OPTIONS = {
+    "huggingface": ("base", "dtype", "max_shard_size"),
+    "gguf": ("type", "pretokenizer"),
+}
 
 
 def run(options: Options) -> int:
     """Hand over to the writer of the format."""
-    FORMATS[check_choice("format", options.format, FORMATS)](options)
+    chosen = check_choice("format", options.format, FORMATS)
+    for name in (name for each, own in OWN_OPTIONS.items() if each != chosen for name in own):
+        if getattr(options, name) is not None:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} is of no use with --format {chosen}; leave it out")
+    FORMATS[chosen](options)
     return 0
+
+
+def to_huggingface(options: Options) -> None:
+    """A folder for AutoModelForCausalLM and AutoTokenizer, or an adapter for PEFT."""
+    from gpt_model.huggingface_writing import SHARD_BYTES, save_huggingface
+
+    max_bytes = SHARD_BYTES
+    if options.max_shard_size is not None:
+        max_bytes = parse_bytes("max_shard_size", options.max_shard_size)
+    if options.base is not None or (options.directory / "adapter").is_dir():
+        export_adapter(options)
+        return
+    if (options.directory / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{options.directory} is a LoRA adapter; give the model directory it belongs to with "
+            "--base, or export that model with --adapter to merge the two"
+        )
+    model, tokenizer, directory = load(options)
+    family = save_huggingface(
+        model, options.to, tokenizer, max_shard_bytes=max_bytes, carried_from=directory
+    )
+    files = sorted(options.to.glob("*.safetensors"))
+    print(f"source     {directory}")
+    print(f"family     {family}, {str(model.dtype).removeprefix('torch.')}")
+    size = sum(path.stat().st_size for path in files)
+    print(f"weights    {size / 1e6:,.1f} MB in {len(files)} file{'s' if len(files) > 1 else ''}")
+    print(f"saved      {options.to}")
+
+
+def export_adapter(options: Options) -> None:
+    """A LoRA adapter of ours → one that PEFT puts on the exported base."""
+    from finetuning.huggingface_adapter import export_adapter as translate
+    from gpt_model.model_directory import find_model_directory, load_config
+
+    if options.base is None:
+        raise ValueError(
+            f"{options.directory} is a finetuning run; give its model with --base to export the "
+            "adapter, or export that model with --adapter to merge the two"
+        )
+    for name in ("adapter", "dtype", "max_shard_size"):
+        if getattr(options, name) is not None:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} is of no use with --base, which exports an adapter alone")
+    inner = options.directory / "adapter"  # where a run of `fromzero finetune` keeps it
+    source = inner if inner.is_dir() else options.directory
+    count = translate(source, options.to, load_config(find_model_directory(options.base)))
+    print(f"source     {source}")
+    print(f"adapter    {count} layers")
+    print(f"saved      {options.to}")
 
 
 def to_gguf(options: Options) -> None:
@@ -60,27 +133,29 @@ def to_gguf(options: Options) -> None:
         raise ValueError("--pretokenizer is of no use with --without-tokenizer; give one of them")
     from gpt_model.gguf_export import export_gguf
 
-    model, tokenizer = load(options)
+    model, tokenizer, _ = load(options)
     summary = export_gguf(
         model,
         options.to,
         tokenizer=tokenizer,
-        weight_type=options.type,
+        weight_type="f16" if options.type is None else options.type,
         pretokenizer=options.pretokenizer,
         name=options.directory.resolve().name,
     )
     report(summary, tokenizer, options.pretokenizer)
 
 
-def load(options: Options) -> tuple[GPT, Tokenizer | None]:
+def load(options: Options) -> tuple[GPT, Tokenizer | None, Path]:
     """The model and its tokenizer; a directory that has none will do if none is wanted."""
-    if options.without_tokenizer and options.adapter is None:
+    if options.without_tokenizer and options.adapter is None and options.dtype is None:
         from gpt_model.model import GPT
         from gpt_model.model_directory import find_model_directory
 
-        return GPT.load(find_model_directory(options.directory)), None
-    model, tokenizer, _ = open_model(options.directory, "cpu", "auto", options.adapter)
-    return model, None if options.without_tokenizer else tokenizer
+        directory = find_model_directory(options.directory)
+        return GPT.load(directory), None, directory
+    dtype = "auto" if options.dtype is None else options.dtype
+    model, tokenizer, directory = open_model(options.directory, "cpu", dtype, options.adapter)
+    return model, None if options.without_tokenizer else tokenizer, directory
 
 
 def report(summary: GGUFSummary, tokenizer: Tokenizer | None, pretokenizer: str | None) -> None:
@@ -107,4 +182,4 @@ def report(summary: GGUFSummary, tokenizer: Tokenizer | None, pretokenizer: str 
 
 
 # One writer per format; each says what its format cannot hold.
-FORMATS: dict[str, Callable[[Options], None]] = {"gguf": to_gguf}
+FORMATS: dict[str, Callable[[Options], None]] = {"huggingface": to_huggingface, "gguf": to_gguf}

@@ -29,7 +29,8 @@ COMMANDS = {
     "chat": "talk with a model",
     "finetune": "teach a model a new task with LoRA",
     "evaluate": "measure a model on a text: loss, perplexity, bits per byte",
-    "export": "write a model for other programs: llama.cpp, Ollama",
+    "import": "turn a Hugging Face checkpoint into a model directory",
+    "export": "write a model for other programs: transformers, vLLM, llama.cpp, Ollama",
     "models": "the table of presets: parameters, FLOPs, memory",
     "plan": "before renting GPUs: memory, time, cost, expected loss, what to change",
 }

@@ -154,6 +154,7 @@ def load_config(directory: Path) -> GPTConfig:
     错误：不是 JSON → 行与列；不是对象、键不认识、值越界 → ValueError，写明文件
     """
     path = directory if directory.is_file() else directory / CONFIG_FILE
+    refuse_theirs(path.parent if path.name == CONFIG_FILE else directory)
     values = read_json(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
