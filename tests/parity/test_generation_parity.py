@@ -131,3 +131,35 @@ def test_beams_equal_transformers(name, num_beams, length_penalty):
             assert [one.score for one in found] == pytest.approx(scores, abs=1e-4)
             ends += sum(one.finish_reason == "end" for one in found)
     assert ends > 0 or length_penalty == 2.0  # the end token must have played its part
+
+
+def test_a_text_begins_as_the_tokenizer_of_a_llama_says(tmp_path):
+    """`<s>` stands before every prompt, as in transformers; evaluation has it too."""
+    import json
+
+    from evaluation.perplexity import evaluate_text
+
+    names = ("<|endoftext|>", "<s>")
+    specification = json.loads(Tokenizer.characters([LETTERS[:-1]], names).to_json())
+    text = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    specification["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": text,
+        "pair": [*text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(specification), encoding="utf-8")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer.load(tmp_path)
+    model, generator = pair("llama", 0)
+    generator = TextGenerator(generator.model, ours)
+    params = SamplingParams(temperature=0, max_new_tokens=15)
+    for prompt in ("abc", "hello"):
+        ids = torch.tensor([theirs(prompt).input_ids])
+        assert ids[0, 0] == 1
+        written = model.generate(ids, do_sample=False, max_new_tokens=15, pad_token_id=END)
+        (found,) = generator.generate([prompt], params)
+        assert found.ids == new_tokens(written[0], [0] * ids.shape[1])
+    ids = torch.tensor([theirs("hello").input_ids])
+    expected = model(input_ids=ids, labels=ids).loss.item()
+    assert evaluate_text(generator.model, ours, "hello").loss == pytest.approx(expected, abs=1e-5)
