@@ -95,7 +95,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             f"{folder} has no {FILE_NAME}: save it with transformers' AutoTokenizer first, "
             "or give --no-tokenizer to import the weights alone"
         )
-    return Tokenizer.load(folder / FILE_NAME)
+    return Tokenizer.load(folder)
 
 
 def report(model: GPT, tokenizer: Tokenizer | None, source: Path, out: Path) -> None:

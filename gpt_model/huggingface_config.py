@@ -152,6 +152,9 @@ REQUIRED: dict[str, Any] = {
     "is_encoder_decoder": False,  # 没有编码器
     "pretraining_tp": 1,  # 把一次乘法拆开算，末位数字会不同
     "partial_rotary_factor": 1.0,  # 只转每个头的一部分维
+    "rope_interleaved": False,  # 相邻两个配对，见 huggingface.py
+    "use_mrope": False,  # 看图的 Qwen：时间、行、列各转一段
+    "n_special": 0,  # GPT-1 的旧开关
     "quantization_config": None,  # 权重存成了 8 位或 4 位，不是原来的数
     "is_decoder": False,  # BERT 一类才有的开关
     "cross_attention_hidden_size": None,
@@ -186,7 +189,9 @@ IGNORED = set(
     "decoder_start_token_id sep_token_id unk_token_id "
     # 旧版写进每个文件的：别的模型、别的框架用的
     "finetuning_task tokenizer_class torchscript tf_legacy_loss use_bfloat16 _attn_implementation "
-    "_attn_implementation_autoset attn_implementation unsloth_version unsloth_fixed".split()
+    "_attn_implementation_autoset attn_implementation unsloth_version unsloth_fixed "
+    "predict_special_tokens output_past _num_labels is_llama_config transformers.js_config "
+    "max_sequence_length".split()
 )
 
 

@@ -75,6 +75,7 @@ INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CARRIED = (GENERATION, TOKENIZER_CONFIG, "special_tokens_map.json", "chat_template.jinja")
+TEMPLATES = "additional_chat_templates"
 
 
 def read_huggingface_config(folder: Path) -> dict[str, Any]:
@@ -211,11 +212,24 @@ def refuse_existing(out: Path) -> None:
 
 
 def carry(source: Path, target: Path) -> None:
-    """把随身带的小文件抄过去，有几个抄几个；内容不解释。"""
+    """把随身带的小文件抄过去，有几个抄几个；内容不解释。
+
+    只有一处例外：tokenizer_config.json 里的 auto_map 要求运行附带的代码，代码没有带来，这一项也去掉
+    """
+    # 多数检查点只有其中两三个
     for name in CARRIED:
-        # 多数检查点只有其中两三个
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    # 别的用途的对话模板，各一个文件
+    # 例：用工具时换一个
+    if (source / TEMPLATES).is_dir():
+        shutil.copytree(source / TEMPLATES, target / TEMPLATES, dirs_exist_ok=True)
+    path = target / TOKENIZER_CONFIG
+    values = read_json(path) if path.is_file() else {}
+    if "auto_map" in values:
+        # 它指定的类在那份代码里；tokenizer.json 自己就够用
+        del values["auto_map"]
+        write_json(path, {**values, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def demo() -> None:

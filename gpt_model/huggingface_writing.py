@@ -91,12 +91,13 @@ def save_huggingface(
     family = str(config["model_type"])
     refuse_existing(out)
     with atomic_directory(out, kind="huggingface") as temporary:
-        # ② 小文件：他们自己的优先，没有就由我们的分词器写一份
-        if carried_from is not None:
-            carry(carried_from, temporary)
+        # ② 小文件：我们的分词器写一份，他们自己的再盖上去，那里的键更全
         # 没有分词器的模型也写得出去，只是别人得自己配一个
         if tokenizer is not None:
             tokenizer.save(temporary)
+        if carried_from is not None:
+            carry(carried_from, temporary)
+        if tokenizer is not None:
             config |= ends(tokenizer, temporary)
         # 结束的编号两处都写：旧的程序只看 config.json
         write_json(temporary / CONFIG, config)
@@ -152,7 +153,7 @@ def write_shards(model: GPT, family: str, folder: Path, max_bytes: int) -> None:
 
 
 def ends(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    """写 tokenizer_config.json 与 generation_config.json，已有就不动；返回 config.json 要的编号。
+    """补全 tokenizer_config.json 与 generation_config.json，返回 config.json 要的编号。
 
     AutoTokenizer 看前者才知道怎样读 tokenizer.json；generate 看后者才知道哪个编号是结束
     tokenizer_class 写最通用的那个：它照 tokenizer.json 办事，不加自己的规矩
@@ -161,33 +162,29 @@ def ends(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     """
     # 那边按名字写，我们按编号记：反过来查
     names = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
+    # 对话模型有两个结束：一轮说完了（写在前面，transformers 拿它补齐）与文章结束
+    stops = sorted(tokenizer.stop_ids, key=lambda token: token == tokenizer.end_id)
     ids: dict[str, Any] = {}
-    # 没有「结束」的分词器，生成就只能靠长度停
-    if tokenizer.end_id is not None:
-        ids["eos_token_id"] = tokenizer.end_id
+    # 自己的字符级分词器可以两样都没有；没有「结束」，生成就只能靠长度停
+    if stops:
+        ids["eos_token_id"] = stops[0] if len(stops) == 1 else stops
     # 每段文字开头要加的那一个（Llama 的 <s>）；GPT-2 没有，就以结束当开头，与它训练时一样
     begin = tokenizer.start_ids[0] if tokenizer.start_ids else tokenizer.end_id
-    # 自己的字符级分词器可以两样都没有
     if begin is not None:
         ids["bos_token_id"] = begin
-    # 特殊词元在那里按名字写：eos_token、bos_token
-    if not (folder / TOKENIZER_CONFIG).is_file():
-        tokens = {f"{key[:3]}_token": names[i] for key, i in ids.items() if i in names}
-        write_json(
-            folder / TOKENIZER_CONFIG,
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "clean_up_tokenization_spaces": False,  # 不许在解码之后改动空格
-                **tokens,
-            },
-        )
-    if not (folder / GENERATION).is_file():
-        write_json(folder / GENERATION, ids)
-        return ids
-    # 带来的文件说了算：对话模型往往有两三个结束
-    # 例：Llama 3 的对话模型有三个：文章结束、一轮结束、等工具的结果
-    carried = read_json(folder / GENERATION)
+    # ① 特殊词元在那里按名字写：eos_token、bos_token；已经写了的不动
+    path = folder / TOKENIZER_CONFIG
+    settings = read_json(path) if path.is_file() else {}
+    known = {"eos_token": stops[:1], "bos_token": [] if begin is None else [begin]}
+    wanted = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    wanted |= {key: names[i] for key, found in known.items() for i in found if i in names}
+    # 解码之后不许改动空格：旧版的 transformers 默认会把「 ,」改成「,」
+    write_json(path, {**wanted, "clean_up_tokenization_spaces": False, **settings})
+    # ② 带来的文件说了算。例：Llama 3 的对话模型有三个结束：文章、一轮、等工具的结果
+    path = folder / GENERATION
+    carried = read_json(path) if path.is_file() else {}
     ids |= {key: carried[key] for key in ("eos_token_id", "bos_token_id") if key in carried}
+    write_json(path, {**ids, **carried})
     return ids
 
 

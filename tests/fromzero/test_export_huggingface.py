@@ -10,6 +10,7 @@ from fromzero.main import main
 from gpt_model.config import preset
 from gpt_model.model import GPT
 from tokenization.tokenizer import Tokenizer
+from tokenization.tokenizer_settings import TokenizerSettings
 
 TEXTS = ["the quick brown fox", "  two  spaces", "明月几时有？", "a\n\nb\t<|endoftext|> 🌕", ""]
 
@@ -58,8 +59,17 @@ def test_what_was_imported_leaves_with_its_template_and_ends(tiny_model, tmp_pat
     tokenizer.save_pretrained(tmp_path / "theirs")
     ends = json.dumps({"eos_token_id": [0, 5], "do_sample": True, "temperature": 0.6})
     (tmp_path / "theirs" / "generation_config.json").write_text(ends, encoding="utf-8")
+    settings = tmp_path / "theirs" / "tokenizer_config.json"
+    values = json.loads(settings.read_text(encoding="utf-8"))
+    evil = {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}, "model_max_length": 77}
+    settings.write_text(json.dumps({**values, **evil}), encoding="utf-8")
+    extra = tmp_path / "theirs" / "additional_chat_templates"
+    extra.mkdir()
+    (extra / "tool_use.jinja").write_text("{{ tools }}", encoding="utf-8")
     assert run(capsys, "import", tmp_path / "theirs", "--out", tmp_path / "ours")[0] == 0
+    assert Tokenizer.load(tmp_path / "ours").settings.template() == template
     assert run(capsys, "export", tmp_path / "ours", "--to", tmp_path / "again")[0] == 0
+    assert (tmp_path / "again" / "additional_chat_templates" / "tool_use.jinja").is_file()
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
     talk = [{"role": "user", "content": "明月 fox"}]
     ids = again.apply_chat_template(talk)["input_ids"]
@@ -69,6 +79,26 @@ def test_what_was_imported_leaves_with_its_template_and_ends(tiny_model, tmp_pat
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     assert model.generation_config.eos_token_id == [0, 5]
     assert model.config.eos_token_id == [0, 5]
+    settings = (tmp_path / "again" / "tokenizer_config.json").read_text(encoding="utf-8")
+    assert "auto_map" not in settings
+    assert again.model_max_length == 77
+
+
+def test_the_template_of_a_model_of_ours_leaves_too(tiny_model, tmp_path, capsys):
+    plain = Tokenizer.load(tiny_model)
+    tokens = {"eos_token": "<|endoftext|>"}
+    template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    settings = TokenizerSettings(tokens, {"default": template})
+    tokenizer = Tokenizer(plain.to_json(), settings=settings)
+    GPT.load(tiny_model).save(tmp_path / "ours", tokenizer)
+    assert run(capsys, "export", tmp_path / "ours", "--to", tmp_path / "out")[0] == 0
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    talk = [{"role": "user", "content": "明月"}, {"role": "assistant", "content": "fox"}]
+    rendered = theirs.apply_chat_template(talk, tokenize=False)
+    assert rendered == "明月<|endoftext|>fox<|endoftext|>"
+    assert theirs.apply_chat_template(talk)["input_ids"] == plain.encode(
+        rendered, allow_special=True
+    )
 
 
 def test_dtype_and_shard_size(tiny_model, tmp_path, capsys):

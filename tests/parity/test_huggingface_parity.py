@@ -12,6 +12,7 @@ from gpt_model.huggingface import (
 )
 from gpt_model.huggingface_config import config_from_huggingface
 from gpt_model.model import GPT
+from gpt_model.sizes import count_parameters
 
 LLAMA = {
     "vocab_size": 37,
@@ -206,3 +207,81 @@ def test_a_model_with_parts_of_no_family_is_not_exported():
     config = GPTConfig(vocab_size=5, max_seq_len=4, dim=4, n_layers=1, n_heads=1, norm="rmsnorm")
     with pytest.raises(ValueError, match="llama model has no place for position_embedding.weight"):
         weights_to_huggingface(GPT(config), "llama")
+
+
+COMMON = {"use_cache": True, "torch_dtype": "bfloat16", "transformers_version": "4.43.1"}
+COMMON |= {"initializer_range": 0.02, "attention_dropout": 0.0, "hidden_act": "silu"}
+REAL = {  # the configurations as they are published, and how many parameters that makes
+    "gpt2-xl": (
+        {"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"]}
+        | {"attn_pdrop": 0.1, "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256}
+        | {"initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "model_type": "gpt2"}
+        | {"n_ctx": 1024, "n_embd": 1600, "n_head": 25, "n_layer": 48, "n_positions": 1024}
+        | {"output_past": True, "resid_pdrop": 0.1, "summary_activation": None}
+        | {"summary_first_dropout": 0.1, "summary_proj_to_labels": True, "n_special": 0}
+        | {"summary_type": "cls_index", "summary_use_proj": True, "predict_special_tokens": True}
+        | {"task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}}
+        | {"vocab_size": 50257},
+        1_557_611_200,
+    ),
+    "Llama-2-7b": (
+        {**COMMON, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+        | {"bos_token_id": 1, "eos_token_id": 2, "hidden_size": 4096, "intermediate_size": 11008}
+        | {"max_position_embeddings": 4096, "num_attention_heads": 32, "num_hidden_layers": 32}
+        | {"num_key_value_heads": 32, "pretraining_tp": 1, "rms_norm_eps": 1e-05}
+        | {"rope_scaling": None, "tie_word_embeddings": False, "vocab_size": 32000},
+        6_738_415_616,
+    ),
+    "Llama-3.2-1B": (
+        {**COMMON, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 64}
+        | {"attention_bias": False, "bos_token_id": 128000, "eos_token_id": [128001, 128008]}
+        | {"hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 131072}
+        | {"mlp_bias": False, "num_attention_heads": 32, "num_hidden_layers": 16}
+        | {"num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05}
+        | {
+            "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0}
+            | {"original_max_position_embeddings": 8192, "rope_type": "llama3"}
+        }
+        | {"rope_theta": 500000.0, "tie_word_embeddings": True, "vocab_size": 128256},
+        1_235_814_400,
+    ),
+    "Mistral-7B-v0.1": (
+        {**COMMON, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+        | {"bos_token_id": 1, "eos_token_id": 2, "hidden_size": 4096, "intermediate_size": 14336}
+        | {"max_position_embeddings": 32768, "num_attention_heads": 32, "num_hidden_layers": 32}
+        | {"num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0}
+        | {"sliding_window": 4096, "tie_word_embeddings": False, "vocab_size": 32000},
+        7_241_732_096,
+    ),
+    "Qwen2.5-0.5B": (
+        {**COMMON, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+        | {"bos_token_id": 151643, "eos_token_id": 151643, "hidden_size": 896}
+        | {"intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 24}
+        | {"num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2}
+        | {"rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768}
+        | {"tie_word_embeddings": True, "use_mrope": False, "use_sliding_window": False}
+        | {"vocab_size": 151936},
+        494_032_768,
+    ),
+    "Qwen3-0.6B": (
+        {**COMMON, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 128}
+        | {"attention_bias": False, "bos_token_id": 151643, "eos_token_id": 151645}
+        | {"hidden_size": 1024, "intermediate_size": 3072, "max_position_embeddings": 40960}
+        | {"max_window_layers": 28, "num_attention_heads": 16, "num_hidden_layers": 28}
+        | {"num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": None}
+        | {"rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True}
+        | {"use_sliding_window": False, "vocab_size": 151936},
+        596_049_920,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_published_configurations_are_understood(name):
+    values, total = REAL[name]
+    ours = config_from_huggingface(values)
+    assert count_parameters(ours).total == total
+    if name.startswith("Mistral"):
+        assert ours.sliding_window == 4096
+    else:
+        assert ours.sliding_window is None
