@@ -40,8 +40,8 @@ class Options:
     """a branch, tag or commit of the hub's repository; without it the newest"""
     base: MaybePath = None
     """the source is a LoRA adapter for this model directory"""
-    tokenizer: bool = True
-    """import the tokenizer too; without it the model cannot read text"""
+    without_tokenizer: bool = False
+    """import the weights alone; the model is then fed with token ids"""
 
 
 def run(options: Options) -> int:
@@ -53,7 +53,7 @@ def run(options: Options) -> int:
     out = options.out or free_directory(Path("runs"), Path(options.source).name or "imported")
     if is_adapter or options.base is not None:
         return import_adapter(options, folder, out)
-    tokenizer = load_tokenizer(folder) if options.tokenizer else None
+    tokenizer = None if options.without_tokenizer else load_tokenizer(folder)
     model = import_huggingface(folder, out, tokenizer)
     report(model, tokenizer, folder, out)
     return 0
@@ -93,7 +93,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         read_huggingface_config(folder)
         raise ValueError(
             f"{folder} has no {FILE_NAME}: save it with transformers' AutoTokenizer first, "
-            "or give --no-tokenizer to import the weights alone"
+            "or give --without-tokenizer to import the weights alone"
         )
     return Tokenizer.load(folder)
 

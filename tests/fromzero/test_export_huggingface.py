@@ -1,4 +1,4 @@
-"""`fromzero export`: what another program needs, or a refusal that names the field."""
+"""`fromzero export`: a folder that transformers reads, or a refusal that names the field."""
 
 import json
 
@@ -133,6 +133,9 @@ def test_a_model_of_no_family_is_refused_in_one_line(tmp_path, capsys):
         (("--format", "onnx"), "format must be one of huggingface"),
         (("--max-shard-size", "5 apples"), "max_shard_size must be a positive number"),
         (("--dtype", "int4"), "dtype must be one of auto, fp32, bf16"),
+        (("--type", "q8_0"), "--type is of no use with --format huggingface; leave it out"),
+        (("--format", "gguf", "--dtype", "bf16"), "--dtype is of no use with --format gguf"),
+        (("--base", "{model}", "--adapter", "a"), "--adapter is of no use with --base"),
         (("--base", "{model}"), "is not an adapter directory: adapter_config.json is missing"),
     ],
 )

@@ -103,8 +103,8 @@ def test_a_folder_without_tokenizer_is_said_and_can_be_imported(checkpoint, tmp_
     code, _, err = run(capsys, *words)
     assert code == 2
     assert "bare has no tokenizer.json" in err
-    assert "--no-tokenizer" in err
-    assert run(capsys, *words, "--no-tokenizer")[0] == 0
+    assert "--without-tokenizer" in err
+    assert run(capsys, *words, "--without-tokenizer")[0] == 0
     assert GPT.load(tmp_path / "ours").config.n_heads == 5
 
 
