@@ -214,6 +214,18 @@ class Tokenizer:
         # 它不一定是特殊词元，所以到整个词表里找过
         return frozenset(token for token in (self.end_id, self._eos) if token is not None)
 
+    @cached_property
+    def start_ids(self) -> list[int]:
+        """add_special 在文首加的编号：Llama 与 Mistral 有一个 <s>，多数没有。
+
+        >>> Tokenizer.characters(["ab"]).start_ids
+        []
+        """
+        plain, whole = (self._encoder.encode(["a"], add_special=on)[0] for on in (False, True))
+        # 中间那一段是文字自己的，它前面的就是；后面也可能加了（例如 </s>），那不是开头
+        places = range(len(whole) - len(plain) + 1)
+        return next((whole[:k] for k in places if whole[k : k + len(plain)] == plain), [])
+
     # ── 文本 → 编号 ─────────────────────────────────────────────────────
 
     def encode(

@@ -146,3 +146,17 @@ def test_merges_of_characters_without_bytes_are_refused():
         ValueError, match=r"unsupported tokenizer \(model 'BPE', decoder \['Fuse'\]"
     ):
         Tokenizer.from_json(json.dumps(specification))
+
+
+def test_the_ids_that_begin_a_text_are_those_of_the_file():
+    assert Tokenizer.from_json(foreign().to_str()).start_ids == []
+    library = foreign()
+    end_id = library.token_to_id("<|endoftext|>")
+    both = processors.TemplateProcessing(
+        single="<|endoftext|> $A <|pad|>",
+        special_tokens=[("<|endoftext|>", end_id), ("<|pad|>", end_id + 1)],
+    )
+    library.post_processor = processors.Sequence([processors.ByteLevel(), both])
+    tokenizer = Tokenizer.from_json(library.to_str())
+    assert tokenizer.start_ids == [end_id]
+    assert tokenizer.encode("low", add_special=True)[:1] == [end_id]
