@@ -9,6 +9,7 @@ $$\text{key} = \mathrm{SHA256}(\text{格式},\ \text{语料指纹},\ \text{分�
          │  钥匙相同，文件也完好 ───────────────▶ 直接打开
          │  钥匙不同（语料、分词器或选项变了）──▶ 重做，完整写好才替换旧的
          │  钥匙相同，文件却坏了 ───────────────▶ 警告，重做
+         │  做到一半被杀 ── 做好的份在 NAME.parts ─▶ 从那里接着做，结果逐字节相同
          └  目录里是别的东西 ──────────────────▶ ValueError，绝不动用户的文件
 
 钥匙里少放一样，就会悄悄用上过期的数据；多放一样，不过是白做一遍。宁多勿少。
@@ -30,6 +31,8 @@ $$\text{key} = \mathrm{SHA256}(\text{格式},\ \text{语料指纹},\ \text{分�
                                   字节对的次数，影响很小，而两边用同一个词表，才可比较。
     两个训练共用一个目录？        可以，只要配方相同；配方不同就会互相覆盖，各用各的目录为好。
     怎样强制重做？                删掉那个目录。
+    几个进程一起分词，结果会变吗？  不会，逐字节相同（token_parts.py），所以 workers 不在钥匙里。
+    语料大到几小时才分完？        中途断了再跑一次就接着做（unfinished_work.py）。
 
 试一试：fromzero train 两次，看第二次是不是马上开始；用 touch 碰一下语料，再来一次。
 
@@ -51,14 +54,18 @@ from foundation.checks import check_choice, check_float, check_int
 from foundation.demonstration import run_demo
 from foundation.files import read_manifest, verify_manifest
 from tokenization.tokenizer import Tokenizer
-from training.corpus import corpus_fingerprint, load_corpus
+from training.corpus import corpus_files, corpus_fingerprint, load_corpus
 from training.shards import check_target, warn_if_shared, write_shards
 from training.token_shard import KIND, TokenShard
+from training.unfinished_work import trained_once, unfinished_work
+from training.worker_processes import available_cores
 
 __all__ = ["TOKENIZER_KINDS", "prepare_data"]
 
 # 只给种类时由语料现场训练：前者一字一号，后者是字节级的 BPE。
 TOKENIZER_KINDS = ("characters", "bpe")
+# 比这小的语料，一个进程就够快（字节）。
+SMALL_CORPUS = 1 << 25
 # 分片的写法一变（划分规则、文件格式），就加一：旧目录的钥匙随之失效。
 FORMAT = 1
 
@@ -75,6 +82,7 @@ def prepare_data(
     text_key: str = "text",
     progress: Callable[[int], None] | None = None,  # 见 write_shards，只在重做时被调用
     verify: bool = True,  # False：直接用旧分片时不再核对 SHA-256
+    workers: int | None = 1,  # 几个进程分词；None：看语料大小与核数。不影响结果
 ) -> tuple[TokenShard, TokenShard]:
     """语料 → (训练分片, 验证分片)；上次做好的还能用就直接用。
 
@@ -92,6 +100,8 @@ def prepare_data(
     if isinstance(tokenizer, str):
         check_choice("tokenizer", tokenizer, TOKENIZER_KINDS)
         check_int("vocab_size", vocab_size, 1)
+    if workers is not None:
+        check_int("workers", workers, 1)
     # 验证语料也影响结果（词表、验证分片），所以一并算进钥匙
     specs = [spec] if validation is None else [spec, validation]
     # ① 先取指纹再读：若文件在读的时候被改，下次的指纹就不同，自然会重做
@@ -104,21 +114,27 @@ def prepare_data(
     )
     # ② 不能直接用才重做；重做途中出错，旧目录原样还在
     if not _is_usable(directory, key, verify):
-        if isinstance(tokenizer, str):
-            tokenizer = _train_tokenizer(tokenizer, specs, vocab_size, errors, text_key)
-        held_out = None
-        if validation is not None:
-            held_out = load_corpus(validation, errors=errors, text_key=text_key)
-        # 语料再读一遍（第一遍训练分词器）：读两遍，好过把它整个放进内存
-        write_shards(
-            load_corpus(spec, errors=errors, text_key=text_key),
-            tokenizer,
-            directory,
-            val_fraction=val_fraction,
-            val_documents=held_out,
-            facts={"key": key, "corpus": str(spec)},
-            progress=progress,
-        )
+        with unfinished_work(directory) as parts:
+            if isinstance(tokenizer, str):
+                kind = tokenizer
+                tokenizer = trained_once(
+                    parts, key, lambda: _train_tokenizer(kind, specs, vocab_size, errors, text_key)
+                )
+            held_out = None
+            if validation is not None:
+                held_out = load_corpus(validation, errors=errors, text_key=text_key)
+            # 语料再读一遍（第一遍训练分词器）：读两遍，好过把它整个放进内存
+            write_shards(
+                load_corpus(spec, errors=errors, text_key=text_key),
+                tokenizer,
+                directory,
+                val_fraction=val_fraction,
+                val_documents=held_out,
+                facts={"key": key, "corpus": str(spec)},
+                progress=progress,
+                workers=_choose_workers(workers, specs),
+                parts_in=parts,
+            )
     # ③ 刚写好或刚核对过，不必再算一遍 SHA-256
     train = TokenShard.open(directory, "train", verify=False)
     val = TokenShard.open(directory, "val", verify=False)
@@ -149,6 +165,20 @@ def _is_usable(directory: Path, key: str, verify: bool) -> bool:
     # 泄题不因为是旧分片就不算；每次都提醒
     warn_if_shared(manifest, directory)
     return True
+
+
+def _choose_workers(workers: int | None, specs: list[str | Path]) -> int:
+    """几个进程：给了就用给的；没给，小语料在本进程里做，大的用上所有的核。
+
+    启动一个进程要半秒上下，分词几兆字节也不过如此，小语料不值得
+    """
+    if workers is not None:
+        return workers
+    # 自带的语料（python-docs）算作 0：它们只有几十兆
+    # 压缩的文件按压缩后的大小算，只会少估，多等一会儿而已
+    # stat 只问文件系统，不读内容，所以几千个文件也是一瞬间
+    size = sum(path.stat().st_size for spec in specs for path in corpus_files(spec))
+    return available_cores() if size >= SMALL_CORPUS else 1
 
 
 def _cache_key(*facts: object) -> str:

@@ -3,9 +3,9 @@ r"""文本只分词一次：怎样把语料存成「词元分片」（token shar
 分词（tokenization）比读盘慢得多，所以只做一次，把编号按固定宽度接成一个长文件，
 以后每次训练都用内存映射直接取（见 token_shard.py）。
 
-    文档 ──攒成组──▶ encode_batch ──▶ 编号 + <|endoftext|> ──▶ all.bin ──划分──▶ train.bin
-    （一次一组在内存里）                                        │                 val.bin
-                                                                └ 每篇的起点、字节数、哈希
+    文档 ──装成份──▶ 分词 ──▶ 编号 + <|endoftext|> ──▶ 一份一个文件 ──划分──▶ train.bin
+    （一次几份在内存里，见 token_parts.py）              │                  val.bin
+                                                         └ 每篇的词元数、字节数、哈希
 
     数据目录
     ├── train.bin  val.bin                       词元，小端序（little-endian），宽 w 字节
@@ -17,11 +17,11 @@ r"""文本只分词一次：怎样把语料存成「词元分片」（token shar
 
 $$w = \begin{cases} 2 & V \le 2^{16} \\ 4 & \text{otherwise} \end{cases}$$
 
-为什么先写 all.bin 再划分：按文档的哈希划分要等看完全部文档才知道行不行（见 document_split.py）。
+为什么先写成份再划分：按文档的哈希划分要等看完全部文档才知道行不行（见 document_split.py）。
 为什么在临时目录里写：全部写好、刷到磁盘、改名，三步之后才算数；中途出错，旧目录原样还在。
 为什么不边训练边分词：那样每个词元在每一轮都要重新分词，打乱顺序也无从谈起。
 
-内存：任何时候只有一组文档（GROUP_CHARS 个字符左右）的文本与编号，外加每篇文档 24 个字节。
+内存：任何时候只有几份文档的文本与编号（见 token_parts.py），外加每篇文档几十个字节。
 
 比特每字节（bits per byte）让不同的分词器可以比较，为此记下一个词元平均合多少字节的原文：
 
@@ -29,7 +29,7 @@ $$\text{bpb} = \frac{\text{每词元损失（nat）}}{\ln 2 \cdot \text{n\_bytes
 
 一步一步看：词表 {e: 0, 春: 1, 眠: 2}（e 是分隔符），两篇文档「春眠」「春」：
 
-    编号          1 2 e   1 e                     all.bin 的字节  0100 0200 0000 0100 0000
+    编号          1 2 e   1 e                     tokens 的字节   0100 0200 0000 0100 0000
     文档起点      0       3                       documents.npy   [0, 3]
     字节数        6       3   （原文的 UTF-8 字节，分隔符不算）
 
@@ -46,15 +46,15 @@ $$\text{bpb} = \frac{\text{每词元损失（nat）}}{\ln 2 \cdot \text{n\_bytes
       arXiv:2005.14165 附录 B。
 
 改哪里：怎样划分 → document_split.py；怎样读回来 → token_shard.py；缓存何时失效 → prepare.py；
-        文档之间放什么 → _encode_all 里的 ending。
+        文档之间放什么、怎样分给许多进程 → token_parts.py。
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import warnings
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,14 +64,12 @@ from foundation.checks import check_float
 from foundation.demonstration import run_demo
 from foundation.files import atomic_directory, read_manifest
 from tokenization.tokenizer import Tokenizer
-from training.document_split import MIN_TOKENS, choose_split, text_hash
+from training.document_split import MIN_TOKENS, choose_split
 from training.documents import Document
+from training.token_parts import Part, encode_parts, read_tokens
 from training.token_shard import KIND, SPLITS, TOKEN_DTYPES, TokenShard
 
 __all__ = ["TokenShard", "check_target", "warn_if_shared", "write_shards"]
-
-# 一次交给分词器的字符数：够它用满多核，又使中间结果的内存有界。
-GROUP_CHARS = 1 << 20
 
 
 def write_shards(
@@ -82,7 +80,9 @@ def write_shards(
     val_fraction: float = 0.1,
     val_documents: Iterable[Document] | None = None,  # 给出时它就是验证集，不再划分
     facts: dict[str, Any] | None = None,  # 另存进 manifest.json，例如缓存的钥匙
-    progress: Callable[[int], None] | None = None,  # 每写完一组调用一次，参数是累计字节数
+    progress: Callable[[int], None] | None = None,  # 每做完一份调用一次，参数是累计字节数
+    workers: int = 1,  # 几个进程分词；结果与它无关
+    parts_in: Path | None = None,  # 做好的各份留在哪里，断了可以接着用；不给就不留
 ) -> None:
     """分词并写成一个数据目录：要么完整，要么没有。内存与语料大小无关。
 
@@ -99,24 +99,30 @@ def write_shards(
     # 各步的数字都记在里面，日后不必打开大文件就知道有多少词元、多少字节。
     extra: dict[str, Any] = {**(facts or {})}
     with atomic_directory(directory, kind=KIND, extra=extra) as temporary:
+        # ① 全部分好词再划分；多写一遍磁盘，换来只读一遍语料
+        folder = temporary / "parts" if parts_in is None else parts_in
+        ready = _counted(encode_parts(documents, tokenizer, folder, workers=workers), progress)
         if val_documents is not None:
-            # ① 验证集另外给了：两份各写各的，不再划分
-            train = _encode_all(documents, tokenizer, temporary / "train.bin", progress)
-            val = _encode_all(val_documents, tokenizer, temporary / "val.bin", progress)
+            # 验证集另外给了：两份各写各的，不再划分
+            others = list(
+                encode_parts(val_documents, tokenizer, folder, name="val", workers=workers)
+            )
+            train = _whole(ready, temporary / "train.bin", tokenizer)
+            val = _whole(others, temporary / "val.bin", tokenizer)
             how = "given"
         else:
-            # ① 先全部写进一个文件，看完再划分；多写一遍磁盘，换来只读一遍语料
-            whole = _encode_all(documents, tokenizer, temporary / "all.bin", progress)
-            train, val, how = _divide(whole, temporary, tokenizer, val_fraction)
-            Path(whole.file.name).unlink()
+            train, val, how = _divide(ready, temporary, tokenizer, val_fraction)
+        # 份已抄进分片；留着的话，manifest 会把它们也算进去
+        if parts_in is None:
+            shutil.rmtree(folder)
         # ② 文档起点另存：只有想知道文档边界的人才需要读它
         for split, part in zip(SPLITS, (train, val), strict=True):
-            np.save(temporary / f"{split}.documents.npy", np.array(part.starts, dtype="<i8"))
+            np.save(temporary / f"{split}.documents.npy", part.starts.astype("<i8"))
         # 分词器跟着分片走：换了分词器，这些编号就成了乱码
         tokenizer.save(temporary)
         # ③ 日后打开时要核对的一切
         extra |= {
-            "dtype": train.dtype.name,
+            "dtype": _dtype_for(tokenizer).name,
             "vocab_size": tokenizer.vocab_size,
             "tokenizer": tokenizer.fingerprint,
             "split_by": how,
@@ -143,38 +149,56 @@ def warn_if_shared(manifest: dict[str, Any], directory: Path) -> None:
         )
 
 
-class _Part:
-    """正在写的一个分片：文件，以及每篇文档从哪里开始、几个字节、文本的哈希。
+class _Split:
+    """正在写的一个分片：一个文件，与每篇文档的长短。
 
     >>> import io
-    >>> part = _Part(io.BytesIO(), TOKEN_DTYPES["uint16"])
-    >>> part.add(np.array([1, 2, 0]), n_bytes=6, hashed=111)
-    >>> part.add(np.array([1, 0]), n_bytes=3, hashed=222)
-    >>> part.starts.tolist(), part.n_tokens, part.n_bytes, part.max_id
+    >>> split = _Split(io.BytesIO(), TOKEN_DTYPES["uint16"])
+    >>> split.add(np.array([1, 2, 0, 1, 0]), np.array([3, 2]), np.array([6, 3]), np.array([11, 22]))
+    >>> split.starts.tolist(), split.n_tokens, split.n_bytes, split.max_id
     ([0, 3], 5, 9, 2)
-    >>> part.file.getvalue().hex(" ", 2)
+    >>> split.file.getvalue().hex(" ", 2)
     '0100 0200 0000 0100 0000'
     """
 
     def __init__(self, file: BinaryIO, dtype: np.dtype) -> None:
         self.file, self.dtype = file, dtype
-        # array 每项 8 字节；同样的 list 要多花几倍内存，千万篇文档时差别就大了。
-        self.starts, self.sizes, self.hashes = array("q"), array("q"), array("Q")
         self.n_tokens, self.n_bytes, self.max_id = 0, 0, 0
+        # 一份一个数组，末了才接起来：每篇 16 字节，不用每项几十字节的 list
+        self._lengths: list[np.ndarray] = []
+        self._hashes: list[np.ndarray] = []
 
-    def add(self, tokens: np.ndarray, n_bytes: int, hashed: int) -> None:
-        """接上一篇文档（或它的一段）。
+    def add(
+        self, tokens: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, hashes: np.ndarray
+    ) -> None:
+        """接上几篇文档（或一篇的一段）。
 
-        形状：tokens (L,)，含末尾的分隔符；n_bytes 是原文的 UTF-8 字节数，不含分隔符
+        形状：tokens (Σ lengths,)，含每篇末尾的分隔符；其余 (N,)；sizes 是原文的 UTF-8 字节数
         """
-        self.file.write(tokens.astype(self.dtype).tobytes())
-        self.starts.append(self.n_tokens)
-        self.sizes.append(n_bytes)
-        self.hashes.append(hashed)
+        # 一份里的文档可以全归另一边
+        if not len(lengths):
+            return
+        # 一般已是这个宽度，copy=False 就不复制
+        self.file.write(tokens.astype(self.dtype, copy=False).tobytes())
+        self._lengths.append(lengths)
+        self._hashes.append(hashes)
         self.n_tokens += len(tokens)
-        self.n_bytes += n_bytes
+        self.n_bytes += int(sizes.sum())
         # 顺手记下最大的编号：日后打开时只比这一个数，不必扫描整个文件
         self.max_id = max(self.max_id, int(tokens.max()))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """每篇第一个词元的位置：(N,)。"""
+        # 前面各篇的长度之和；末一篇的终点不必记，它就是全文的长度
+        lengths = _joined(self._lengths, np.int64)
+        starts: np.ndarray = np.cumsum(lengths) - lengths
+        return starts
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """每篇文本的哈希：(N,)。"""
+        return _joined(self._hashes, np.uint64)
 
     def facts(self, split: str) -> dict[str, int]:
         """写进 manifest 的数字；太短则抛 ValueError。"""
@@ -185,114 +209,96 @@ class _Part:
                 "give more text"
             )
         counts = {"n_tokens": self.n_tokens, "n_bytes": self.n_bytes, "max_id": self.max_id}
-        return {**counts, "n_documents": len(self.starts)}
+        return {**counts, "n_documents": sum(map(len, self._lengths))}
 
 
-def _encode_all(
-    documents: Iterable[Document],
-    tokenizer: Tokenizer,
-    path: Path,
-    progress: Callable[[int], None] | None,
-) -> _Part:
-    """全部分词，按顺序写成一个文件；每篇末尾放分隔符（分词器有的话）。
+def _joined(arrays: list[np.ndarray], dtype: Any) -> np.ndarray:
+    """首尾相接；一个也没有时是空的。"""
+    joined: np.ndarray = np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
+    return joined
 
-    分隔符让模型知道「一篇结束了」：训练时不把两篇硬连成一篇，生成时也懂得停。
-    文本里原有的 "<|endoftext|>" 字样按普通文字编码，不会被误当成分隔符。
+
+def _counted(parts: Iterable[Part], progress: Callable[[int], None] | None) -> list[Part]:
+    """把各份收齐，每收一份报一次累计的字节数。
+
+    收的是长短与哈希，每篇 24 个字节；词元还在各份的文件里。
+    报字节而不报词元：用户知道自己的文件有多大，不知道有多少词元
     """
-    ending = [] if tokenizer.end_id is None else [tokenizer.end_id]
-    dtype = TOKEN_DTYPES["uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"]
+    collected: list[Part] = []
+    n_bytes = 0
+    for part in parts:
+        collected.append(part)
+        n_bytes += int(part.sizes.sum())
+        if progress is not None:
+            progress(n_bytes)
+    return collected
+
+
+def _whole(parts: list[Part], path: Path, tokenizer: Tokenizer) -> _Split:
+    """各份首尾相接，写成一个分片。"""
     with open(path, "wb") as file:
-        part = _Part(file, dtype)
-        for group in _groups(documents):
-            for document, ids in zip(group, _encode(group, tokenizer), strict=True):
-                # 空文本没有词元，只剩分隔符的「文档」也没有可学的
-                if not ids:
-                    continue
-                tokens: np.ndarray = np.array(ids + ending)  # (L,)
-                # 转成 uint16 会悄悄丢掉高位，所以先核对。
-                assert tokens.max() < tokenizer.vocab_size, (tokens.max(), tokenizer.vocab_size)
-                # 哈希取自文本而不是编号：换了分词器，划分也不变
-                data = document.text.encode()
-                part.add(tokens, len(data), text_hash(data))
-            # 报字节而不报词元：用户知道自己的文件有多大，不知道有多少词元
-            if progress is not None:
-                progress(part.n_bytes)
-    return part
-
-
-def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """把文档攒成约 GROUP_CHARS 个字符的组，让分词器一次用满多核。
-
-    一篇一篇地交，每次只用得上一个核；全部一起交，内存就要装下全部的编号。
-    """
-    # 按字符数而不按篇数：一篇可以是一行，也可以是一本书
-    group: list[Document] = []
-    size = 0
-    for document in documents:
-        group.append(document)
-        size += len(document.text)
-        if size >= GROUP_CHARS:
-            yield group
-            group, size = [], 0
-    # 最后不满一组的
-    if group:
-        yield group
-
-
-def _encode(group: list[Document], tokenizer: Tokenizer) -> list[list[int]]:
-    """一组文档 → 每篇的编号；编码不了时抛 ValueError，说出是哪一篇。
-
-    字节级 BPE 什么文本都编得了；按字符的分词器遇到词表里没有的字就不行：
-    词表来自训练语料，而验证语料里有生字，是最常见的情形。
-    """
-    # 成批编码由分词器的多线程完成；我们的进程里没有循环
-    try:
-        return tokenizer.encode_batch([document.text for document in group])
-    except ValueError:
-        # 出错才逐篇重来：成批时分词器不知道文本来自哪里，而用户需要知道。
-        for document in group:
-            try:
-                tokenizer.encode(document.text)
-            except ValueError as error:
-                raise ValueError(f"{document.source}: {error}") from None
-        raise
+        split = _Split(file, _dtype_for(tokenizer))
+        # 一次只有一份的词元在内存里
+        for part in parts:
+            split.add(read_tokens(part), part.lengths, part.sizes, part.hashes)
+    return split
 
 
 def _divide(
-    whole: _Part, folder: Path, tokenizer: Tokenizer, val_fraction: float
-) -> tuple[_Part, _Part, str]:
-    """把写好的全文分进两个文件；返回两部分，以及用了哪种办法。
+    parts: list[Part], folder: Path, tokenizer: Tokenizer, val_fraction: float
+) -> tuple[_Split, _Split, str]:
+    """把各份分进两个文件；返回两部分，以及用了哪种办法。
 
     划分的依据见 document_split.py；这里只管照着搬：顺序不变，一个词元不多、一个不少。
     """
-    # 每篇的终点就是下一篇的起点，最后一篇的终点是全文的末尾
-    ends = [*whole.starts[1:], whole.n_tokens]
-    lengths: np.ndarray = np.array(ends, dtype=np.int64) - np.array(whole.starts)  # (N,)
-    hashes, sizes = np.array(whole.hashes), np.array(whole.sizes)  # (N,)
     # cuts[i]：第 i 篇的前多少个词元归训练集，其余归验证集
-    cuts, how = choose_split(hashes, sizes, lengths, val_fraction)
-    # 三个文件同时开着，顺着读、顺着写，磁盘最省力
-    with (
-        open(whole.file.name, "rb") as source,
-        open(folder / "train.bin", "wb") as train_file,
-        open(folder / "val.bin", "wb") as val_file,
-    ):
-        train, val = _Part(train_file, whole.dtype), _Part(val_file, whole.dtype)
-        rows = zip(lengths.tolist(), whole.sizes, whole.hashes, cuts.tolist(), strict=True)
-        for length, size, hashed, cut in rows:
-            # 文档按写入的顺序依次读回，一次只有一篇在内存里
-            data = source.read(length * whole.dtype.itemsize)
-            tokens: np.ndarray = np.frombuffer(data, dtype=whole.dtype)  # (L,)
-            head, tail = tokens[:cut], tokens[cut:]
-            # 切开的那一篇，字节数要按词元重新数；整篇的用原文的字节数
-            tail_size = _count_bytes(tail, tokenizer) if 0 < cut < length else size * (cut == 0)
-            # 整篇归一边时，另一边是空的，不留下零长的文档
-            if len(head):
-                train.add(head, size - tail_size, hashed)
-            if len(tail):
-                # 两段文本不同，哈希也该不同，否则会被当成「重复的文档」
-                val.add(tail, tail_size, hashed ^ (cut > 0))
+    cuts, how = choose_split(
+        _joined([part.hashes for part in parts], np.uint64),
+        _joined([part.sizes for part in parts], np.int64),
+        _joined([part.lengths for part in parts], np.int64),
+        val_fraction,
+    )
+    # 顺着读、顺着写，磁盘最省力；一次只有一份在内存里
+    with open(folder / "train.bin", "wb") as one, open(folder / "val.bin", "wb") as other:
+        train, val = _Split(one, _dtype_for(tokenizer)), _Split(other, _dtype_for(tokenizer))
+        # cuts 是全体的，各份只看自己的那一段
+        first = 0
+        for part in parts:
+            last = first + len(part.lengths)
+            _divide_part(part, cuts[first:last], train, val, tokenizer)
+            first = last
     return train, val, how
+
+
+def _divide_part(
+    part: Part, cuts: np.ndarray, train: _Split, val: _Split, tokenizer: Tokenizer
+) -> None:
+    """一份里的每篇：前 cuts 个词元归训练集，其余归验证集。
+
+    形状：cuts (N,)，0 ≤ cuts ≤ lengths；只有切尾时的那一篇在两者之间
+    """
+    # 没有逐篇的循环：千万篇文档时，Python 的循环比读写磁盘还慢
+    tokens, lengths = read_tokens(part), part.lengths  # (n,)、(N,)
+    # ① 每个词元在自己那一篇里是第几个，小于 cuts 的归训练集
+    starts = np.cumsum(lengths) - lengths
+    places = np.arange(len(tokens)) - np.repeat(starts, lengths)  # (n,)
+    to_train = places < np.repeat(cuts, lengths)  # (n,)
+    # ② 切开的那一篇，字节数要按词元重新数；整篇的用原文的字节数
+    rest_sizes = np.where(cuts == 0, part.sizes, 0)  # (N,)
+    for index in np.flatnonzero((cuts > 0) & (cuts < lengths)):
+        tail = tokens[starts[index] + cuts[index] : starts[index] + lengths[index]]
+        rest_sizes[index] = _count_bytes(tail, tokenizer)
+    # ③ 整篇归一边时，另一边是空的，不留下零长的文档
+    head, tail = cuts > 0, cuts < lengths  # (N,)
+    train.add(tokens[to_train], cuts[head], (part.sizes - rest_sizes)[head], part.hashes[head])
+    # 两段文本不同，哈希也该不同，否则会被当成「重复的文档」
+    hashes = part.hashes ^ (cuts > 0).astype(np.uint64)
+    val.add(tokens[~to_train], (lengths - cuts)[tail], rest_sizes[tail], hashes[tail])
+
+
+def _dtype_for(tokenizer: Tokenizer) -> np.dtype:
+    """词表装得下的最窄的宽度。"""
+    return TOKEN_DTYPES["uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"]
 
 
 def _count_bytes(tokens: np.ndarray, tokenizer: Tokenizer) -> int:
@@ -300,6 +306,7 @@ def _count_bytes(tokens: np.ndarray, tokenizer: Tokenizer) -> int:
 
     切口可以落在一个汉字的字节中间（BPE 的词元是字节串），所以数字节，而不解码成文本。
     """
+    # 只数被切开的那一篇的后半截，所以逐个词元地数也不慢
     return sum(len(tokenizer.token_bytes(i)) for i in tokens.tolist() if i != tokenizer.end_id)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from foundation.files import MANIFEST, atomic_directory, verify_manifest
 from tokenization.tokenizer import Tokenizer
-from training import shards
+from training import token_parts
 from training.documents import Document
 from training.shards import write_shards
 from training.token_shard import SPLITS, TokenShard
@@ -254,7 +254,7 @@ def test_the_directory_is_whole_and_holds_no_leftovers(tmp_path, bpe):
 
 
 def test_progress_counts_bytes(tmp_path, bpe, monkeypatch):
-    monkeypatch.setattr(shards, "GROUP_CHARS", 10)
+    monkeypatch.setattr(token_parts, "PART_CHARS", 10)
     seen = []
     texts = ["春眠不觉晓", "the cat sat", "a", "b"]
     write_shards([document(t) for t in texts], bpe, tmp_path / "data", progress=seen.append)
@@ -262,7 +262,7 @@ def test_progress_counts_bytes(tmp_path, bpe, monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path, bpe, monkeypatch):
-    monkeypatch.setattr(shards, "GROUP_CHARS", 1 << 14)
+    monkeypatch.setattr(token_parts, "PART_CHARS", 1 << 14)
     stream = (document(f"{i} the cat sat on the mat " * 40) for i in range(1500))
     tracemalloc.start()
     try:
