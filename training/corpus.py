@@ -4,9 +4,10 @@ r"""一个字符串怎样说清「用什么文本训练」，又怎样变成一�
 
     "python-docs"                 自带的语料，按名字（见 python_library.py）
     "python-docs+python-code"     用 + 连接：先后相接
-    "a.txt"、"a.jsonl"            单个文件：txt、md、py、jsonl
+    "a.txt"、"a.jsonl.gz"         单个文件：txt、md、py、jsonl、parquet，前四种可以再 gzip
     "书/"                         文件夹，含子文件夹
     "书/**/*.md"                  通配；** 匹配任意层文件夹
+    "hf:NAME:CONFIG:SPLIT"        Hugging Face 的数据集，边下边读（见 records.py）
     "python-docs+书/"             名字与路径可以混用
 
     spec ──_split──▶ 各部分 ──_locate──▶ 名字或文件表 ──load_corpus──▶ Document, Document, …
@@ -28,6 +29,13 @@ $$\text{fingerprint} = \mathrm{SHA256}(\text{spec},\ \text{Python 版本},\
 
 写错时的原则：说清楚给了什么、允许什么、像哪一个，然后停下。绝不因为「看起来像」就用别的：
 训练了几小时才发现语料不对，比马上报错糟得多。
+
+    spec 的哪一部分   怎样认出来                      文档从哪里来
+    python-docs       在 CORPORA 里                   python_library.py
+    hf:…              以 hf: 开头                     records.py，边下边读
+    书/、a.txt、*.md  文件夹、文件、通配，依次试       documents.py，按后缀
+
+指纹认不出网上的数据集有没有变：它只知道名字。要可重现，就把它下载成文件。
 
 常见疑问：
     为什么不用 JSON 或 YAML 描述语料？  一行就够的事，写在命令行上最方便；复杂的先合成一个文件夹。
@@ -54,29 +62,48 @@ import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from foundation.checks import check_choice, nearest
 from foundation.demonstration import run_demo
-from training.documents import READERS, Document, read_documents
+from training.documents import ENDINGS, Document, is_readable, read_dataset, read_documents
 from training.python_library import CORPORA, library_files, walk
+from training.records import HUB_MARK, hub_folder
 
-__all__ = ["CORPORA", "Document", "corpus_files", "corpus_fingerprint", "load_corpus"]
+__all__ = [
+    "CORPORA",
+    "Document",
+    "Spec",
+    "corpus_files",
+    "corpus_fingerprint",
+    "corpus_size",
+    "load_corpus",
+    "spec_name",
+]
+
+# 一份语料怎样写：见文件开头的表；列表表示先后相接。
+Spec: TypeAlias = "str | Path | Sequence[str | Path]"
 
 # spec 里出现这些字符，才可能是通配。
 GLOB_CHARACTERS = frozenset("*?[")
 
 
 def load_corpus(
-    spec: str | Path, *, errors: str = "strict", text_key: str = "text"
+    spec: Spec,
+    *,
+    errors: str = "strict",
+    text_key: str = "text",
+    on_read: Callable[[int], None] | None = None,
 ) -> Iterator[Document]:
     """按顺序逐个产生语料的文档；内存有界（见 documents.py）。
 
     用法：for document in load_corpus("python-docs+书/"): print(document.source)
 
-    类型：spec 是字符串，或（不按 + 拆开的）Path；errors 为 "strict" 或 "replace"
-          （非法 UTF-8 换成 U+FFFD）；text_key 是 jsonl 里文本的键名
+    类型：spec 是字符串、（不按 + 拆开的）Path，或它们的列表；errors 为 "strict" 或 "replace"
+          （非法 UTF-8 换成 U+FFFD）；text_key 是 jsonl、parquet 里文本的键名；
+          on_read 每读一块调用一次，参数是又读了磁盘上的多少字节（进度条用）
     错误：名字不认识、文件不存在、通配没有匹配、文件夹里没有可读的文件，调用时即抛 ValueError；
           文件内容的错误在读到时抛出；全是空白时在末尾抛出
     警告：有的文件没有内容（其余的有）
@@ -84,10 +111,21 @@ def load_corpus(
     check_choice("errors", errors, ("strict", "replace"))
     parts = [_locate(part) for part in _split(spec)]
     # 名字、路径的检查在调用时做完；生成器的函数体要到第一次取值才会执行，错误会冒在别处。
-    return _documents(str(spec), parts, errors, text_key)
+    return _documents(spec_name(spec), parts, errors, text_key, on_read)
 
 
-def corpus_files(spec: str | Path) -> list[Path]:
+def spec_name(spec: Spec) -> str:
+    """报错、记录时怎样称呼这份语料。
+
+    >>> spec_name(["a.txt", Path("b.txt")])
+    'a.txt+b.txt'
+    """
+    # 只供人看；程序拿它拆不回去（文件名里可以有 +）
+    # 一个路径时就是它自己
+    return "+".join(map(str, spec)) if isinstance(spec, (list, tuple)) else str(spec)
+
+
+def corpus_files(spec: Spec) -> list[Path]:
     """语料涉及的全部文件，顺序与 load_corpus 相同。
 
     python-docs 是一个模块，不算文件：它随 Python 的版本而变，指纹里另记版本。
@@ -106,10 +144,23 @@ def corpus_files(spec: str | Path) -> list[Path]:
             files += located
         elif located == "python-code":
             files += library_files()
+        # 本地的数据集文件夹；网上的没有文件，指纹里只有它的名字
+        elif located.startswith(HUB_MARK) and (folder := hub_folder(located)) is not None:
+            files += walk(folder)
     return files
 
 
-def corpus_fingerprint(spec: str | Path) -> str:
+def corpus_size(spec: Spec) -> int:
+    """语料的文件在磁盘上一共多少字节；自带的手册与网上的数据集不算。
+
+    错误：与 corpus_files 相同
+    用处：进度条的全长；语料大不大，值不值得用许多进程
+    """
+    # 压缩的文件按压缩后的大小算，与 on_read 数的一致
+    return sum(path.stat().st_size for path in corpus_files(spec))
+
+
+def corpus_fingerprint(spec: Spec) -> str:
     """语料的指纹：spec、文件的路径、大小、修改时间与 Python 版本的 SHA-256。
 
     形状：64 个十六进制字符；同一台机器上，语料没变就不变
@@ -127,7 +178,7 @@ def corpus_fingerprint(spec: str | Path) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _split(spec: str | Path) -> list[str]:
+def _split(spec: Spec) -> list[str]:
     """按 + 拆开；但文件名里本来就可以有 +（c++.txt），所以先看整个是不是一条路径。
 
     拆出空的一段（"a++b"）说明那个 + 不是连接号，也当作一条路径，由后面去报「不存在」。
@@ -137,6 +188,9 @@ def _split(spec: str | Path) -> list[str]:
     >>> _split("no/such/c++.txt")
     ['no/such/c++.txt']
     """
+    # 列表里的每一项各自拆开，先后不变
+    if isinstance(spec, (list, tuple)):
+        return [part for each in spec for part in _split(each)]
     whole = str(spec)
     if not whole.strip():
         raise ValueError(f"the corpus is empty; give a name ({', '.join(CORPORA)}) or a path")
@@ -154,21 +208,19 @@ def _locate(part: str) -> str | list[Path]:
     ~ 展开成用户的主文件夹：写在引号里时，命令行外壳（shell）不会替我们展开。
     名叫 python-docs 的文件夹要写成 ./python-docs，才不会被当成自带的语料。
     """
-    # ① 名字
-    if part in CORPORA:
+    # ① 名字；数据集在不在，要连上网才知道，读的时候再说
+    if part in CORPORA or part.startswith(HUB_MARK):
         return part
     # ② 文件夹与文件
     path = Path(part).expanduser()
     if path.is_dir():
-        files = [file for file in walk(path) if file.suffix.lower() in READERS]
+        files = [file for file in walk(path) if is_readable(file)]
         if not files:
-            raise ValueError(f"the folder {path} holds no file ending in {', '.join(READERS)}")
+            raise ValueError(f"the folder {path} holds no file ending in {ENDINGS}")
         return files
     if path.exists():
-        if path.suffix.lower() not in READERS:
-            raise ValueError(
-                f"{path} ends in {path.suffix!r}; corpus files must end in {', '.join(READERS)}"
-            )
+        if not is_readable(path):
+            raise ValueError(f"{path} ends in {path.suffix!r}; corpus files must end in {ENDINGS}")
         return [path]
     # ③ 通配；放在文件之后，因为真有文件名里带方括号的
     if GLOB_CHARACTERS & set(part):
@@ -188,11 +240,11 @@ def _match(pattern: str) -> list[Path]:
     报错时说出当前文件夹：相对路径写错，多半是因为人不在以为的地方。
     """
     matches = [Path(name) for name in glob.glob(pattern, recursive=True)]
-    files = [path for path in matches if path.is_file() and path.suffix.lower() in READERS]
+    files = [path for path in matches if path.is_file() and is_readable(path)]
     if not files:
         found = f"{len(matches)} others" if matches else "nothing at all"
         raise ValueError(
-            f"{pattern!r} matches no file ending in {', '.join(READERS)} (it matches {found}, "
+            f"{pattern!r} matches no file ending in {ENDINGS} (it matches {found}, "
             f"seen from {Path.cwd()})"
         )
     # glob 的顺序由操作系统决定，不排序就不可重现
@@ -200,7 +252,11 @@ def _match(pattern: str) -> list[Path]:
 
 
 def _documents(
-    spec: str, parts: list[str | list[Path]], errors: str, text_key: str
+    spec: str,
+    parts: list[str | list[Path]],
+    errors: str,
+    text_key: str,
+    on_read: Callable[[int], None] | None,
 ) -> Iterator[Document]:
     """逐篇产生文档，并记下哪些文件没有内容；读到末尾才知道该警告还是该报错。"""
     blank: list[Path] = []
@@ -209,13 +265,19 @@ def _documents(
     for part in parts:
         if isinstance(part, str):
             any_text = True
-            yield from CORPORA[part]()
+            yield from (
+                read_dataset(part, errors=errors, text_key=text_key)
+                if part.startswith(HUB_MARK)
+                else CORPORA[part]()
+            )
             continue
         for path in part:
             # 一个文件可以产生许多篇，所以「空不空」要读完这个文件才知道
             empty = True
             # 出错时说真实的路径，用户才能直接打开那个文件
-            for document in read_documents(path, str(path), errors=errors, text_key=text_key):
+            for document in read_documents(
+                path, str(path), errors=errors, text_key=text_key, on_read=on_read
+            ):
                 empty = False
                 yield document
             if empty:

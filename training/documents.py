@@ -26,6 +26,8 @@ jsonl 的一行必须整行解析，所以那里另设行长上限 MAX_LINE_BYTE
     非法 UTF-8         ValueError，给出字节偏移；errors="replace" 时换成 U+FFFD
     NUL 字节           ValueError：这不是文本；UTF-16 会被认出来
     jsonl              每行一个对象，取 text_key；空行跳过；字符串里的换行原样保留
+    parquet            每行一篇，取 text_key 那一栏（见 records.py）
+    .gz                txt、md、py、jsonl 都可以再用 gzip 压缩（见 source_files.py）
 
 为什么宁可报错也不跳过：坏一行就丢一行，丢了多少没人知道；编码整个认错时，
 「跳过所有坏行」会让语料几乎变空，而训练照样开始、损失照样下降。
@@ -33,10 +35,17 @@ jsonl 的一行必须整行解析，所以那里另设行长上限 MAX_LINE_BYTE
 为什么切在空行处：空行大多是段落或函数之间，切口两侧都还完整；切在句子中间，
 后半截就成了没头没尾的「文档」。切开的地方会多一个文档分隔符，所以上限要大，切口要少。
 
+一步一步看，一个 5 字节一块的世界，文件是「春眠\r\n晓」：
+
+    块      e6 98 a5 e7 9c │ a0 0d 0a e6 99 │ 93
+    解码    春             │ 眠 \r\n        │ 晓        半个字符留到下一块
+    换行    春             │ 眠 \n          │ 晓        攒起来就是一篇：春眠\n晓
+
 常见疑问：
     中文是 GBK 编码的怎么办？   先转换：iconv -f gbk -t utf-8 旧 > 新；errors="replace" 只会
                                把每个汉字都换成「�」，那不是修复。
     一行就有 1 GB 的 txt？      可以，按上限硬切；1 GB 的一行 jsonl 不行，报错并说出上限。
+    压缩的文件？               .gz 直接读，不必先解开；.zip 里可以有许多文件，先解开。
     .csv、.html、.pdf？         先抽出正文存成 .txt 或 .jsonl：标签与表格符号不是要学的东西。
 
 试一试：把 BLOCK_BYTES 改成 1 再跑测试，结果必须一样——汉字、换行跨块都不能出错。
@@ -51,17 +60,24 @@ from __future__ import annotations
 import codecs
 import io
 import itertools
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from foundation.checks import nearest
 from foundation.demonstration import run_demo
+from training.records import hub_rows, parquet_rows, text_of_line, text_of_record
+from training.source_files import COMPRESSED, open_source, plainly_said
 
-__all__ = ["READERS", "Document", "cut_text", "read_documents"]
+__all__ = [
+    "ENDINGS",
+    "READERS",
+    "Document",
+    "cut_text",
+    "is_readable",
+    "read_dataset",
+    "read_documents",
+]
 
 # 一次向操作系统要多少字节：再大也不会更快，再小则系统调用太多。
 BLOCK_BYTES = 1 << 20
@@ -85,27 +101,71 @@ class Document:
     source: str
 
 
+# 三样常常一起传，收成一个，添一种读法时就不必改每个函数的参数。
+@dataclass(frozen=True)
+class Reading:
+    """怎样读：编码错了怎么办，文本叫什么名字，读了多少向谁报告。"""
+
+    errors: str = "strict"  # 或 "replace"
+    text_key: str = "text"
+    on_read: Callable[[int], None] | None = None  # 又读了文件的多少字节（压缩的按压缩后的算）
+
+
+def is_readable(path: Path) -> bool:
+    """后缀认识吗；.TXT 与 .txt 是一回事：Windows 上的后缀常是大写。
+
+    >>> [is_readable(Path(name)) for name in ("a.TXT", "a.jsonl.gz", "a.png", "a.parquet.gz")]
+    [True, True, False, False]
+    """
+    return _reader_of(path) is not None
+
+
 def read_documents(
-    path: Path, label: str, *, errors: str = "strict", text_key: str = "text"
+    path: Path,
+    label: str,
+    *,
+    errors: str = "strict",
+    text_key: str = "text",
+    on_read: Callable[[int], None] | None = None,
 ) -> Iterator[Document]:
     """逐个产生一个文件里的文档；label 是 Document.source 里文件的称呼。
 
     用法：for document in read_documents(Path("书.txt"), "书.txt"): print(len(document.text))
 
-    类型：errors 为 "strict" 或 "replace"；text_key 只对 jsonl 有用
+    类型：errors 为 "strict" 或 "replace"；text_key 只对 jsonl 与 parquet 有用
+          on_read 每读一块调用一次，参数是又读了文件的多少字节（进度条用）
     错误：文件夹、读不了、后缀不认识、编码或 JSON 有错时抛 ValueError
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder, a file is needed")
-    # .TXT 与 .txt 是一回事：Windows 上的后缀常是大写
-    reader = READERS.get(path.suffix.lower())
     # 不认识的后缀不猜：把图片、表格当作文本读，得到的是噪声
+    reader = _reader_of(path)
     if reader is None:
         raise ValueError(
-            f"{path} ends in {path.suffix or 'nothing'!r}; corpus files must end in "
-            f"{', '.join(READERS)}"
+            f"{path} ends in {path.suffix or 'nothing'!r}; corpus files must end in {ENDINGS}"
         )
-    return reader(path, label, errors, text_key)
+    # 惰性：要一篇才读一篇；读的时候出的错由 plainly_said 翻译
+    return plainly_said(path, reader(path, label, Reading(errors, text_key, on_read)))
+
+
+def _reader_of(path: Path) -> Reader | None:
+    """按后缀找读法；.gz 之前的那个后缀才说明内容。parquet 自己已压缩，不再套 gzip。"""
+    # 只看名字，不看内容：内容不对，读的时候会说
+    suffix = path.suffix.lower()
+    if suffix != COMPRESSED:
+        return READERS.get(suffix)
+    inner = Path(path.stem).suffix.lower()
+    return None if inner == ".parquet" else READERS.get(inner)
+
+
+def read_dataset(
+    spec: str, *, errors: str = "strict", text_key: str = "text"
+) -> Iterator[Document]:
+    """hf:… 的每一行一篇，边下边读；source 的样子：hf:NAME:17（第 17 行）。"""
+    # 与 jsonl、parquet 走同一条路：取文本、太长就切、说出是第几行
+    for number, record in hub_rows(spec, text_key):
+        text = text_of_record(record, f"row {number} of {spec}", errors, text_key)
+        yield from _pieces(iter([text]), f"{spec}:{number}")
 
 
 def cut_text(text: str, limit: int) -> int:
@@ -130,14 +190,16 @@ def cut_text(text: str, limit: int) -> int:
     return limit
 
 
-def _read_text(path: Path, label: str, errors: str, text_key: str) -> Iterator[Document]:
+def _read_text(path: Path, label: str, reading: Reading) -> Iterator[Document]:
     """整个文件是一篇（太长才切开）。"""
-    return _pieces(_text_blocks(path, errors), label)
+    return _pieces(_text_blocks(path, reading), label)
 
 
-def _read_jsonl(path: Path, label: str, errors: str, text_key: str) -> Iterator[Document]:
+def _read_jsonl(path: Path, label: str, reading: Reading) -> Iterator[Document]:
     """每行一篇：{"text": "…"}。大语料最常用的格式，能逐行读，坏了也知道是哪一行。"""
-    with _open(path) as file:
+    # offset 是这一行在文件里的位置（压缩的按解压后算），编码错时要用
+    errors, text_key = reading.errors, reading.text_key
+    with open_source(path, reading.on_read) as file:
         offset = 0
         for number in itertools.count(1):
             where = f"line {number} of {path}"
@@ -160,40 +222,43 @@ def _read_jsonl(path: Path, label: str, errors: str, text_key: str) -> Iterator[
             offset += len(line)
             # ④ 一行也可能很长，同样按上限切开
             if decoded.strip():
-                text = _text_of_line(decoded, where, errors, text_key)
+                text = text_of_line(decoded, where, errors, text_key)
                 yield from _pieces(iter([text]), f"{label}:{number}")
 
 
+def _read_parquet(path: Path, label: str, reading: Reading) -> Iterator[Document]:
+    """每行一篇；只读 text_key 那一栏。"""
+    # 行号是文件里的第几行，与别的程序数的一样
+    for number, record in parquet_rows(path, reading.text_key, reading.on_read):
+        where = f"row {number} of {path}"
+        text = text_of_record(record, where, reading.errors, reading.text_key)
+        yield from _pieces(iter([text]), f"{label}:{number}")
+
+
+Reader = Callable[[Path, str, Reading], Iterator[Document]]
 # 文件后缀 → 读法。加一种文件类型只需在此添一行。
-READERS: dict[str, Callable[[Path, str, str, str], Iterator[Document]]] = {
+READERS: dict[str, Reader] = {
     ".txt": _read_text,
     ".md": _read_text,
     ".py": _read_text,
     ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
 }
+# 报错时说的话；.gz 不在表里，因为它只是一层包装。
+# 它由 READERS 拼成，添了一种后缀，话也跟着变。
+ENDINGS = f"{', '.join(READERS)} (or .txt.gz, .jsonl.gz …)"
 
 
-def _open(path: Path) -> BinaryIO:
-    """打开；没有、没有权限、路径太长，都变成一句说出文件名的话。
-
-    以字节打开而不以文本打开：编码错时要报字节的偏移，文本模式说不出来。
-    """
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def _text_blocks(path: Path, errors: str) -> Iterator[str]:
+def _text_blocks(path: Path, reading: Reading) -> Iterator[str]:
     """一块一块地解码，产生字符块。
 
     一个汉字占三个字节，可能前两个在这块、后一个在下块；「\r\n」也可能被切成两半。
     所以两个解码器都有状态：前者攥着半个字符，后者记得上一块是否以 \r 结尾。
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    decoder = codecs.getincrementaldecoder("utf-8")(reading.errors)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     offset = 0
-    with _open(path) as file:
+    with open_source(path, reading.on_read) as file:
         while True:
             # 空块表示到了末尾；在那之前，read 总会给满（最后一块除外）
             data = file.read(BLOCK_BYTES)
@@ -259,69 +324,6 @@ def _pieces(blocks: Iterator[str], label: str) -> Iterator[Document]:
         yield Document(waiting, f"{label}#{number + 1}")
     elif waiting.strip():
         yield Document(waiting, label)
-
-
-def _text_of_line(line: str, where: str, errors: str, text_key: str) -> str:
-    """从 jsonl 的一行取出文本；毛病各有各的话，都说出是哪个文件的第几行。
-
-    >>> _text_of_line('{"id": 7, "text": "春眠不觉晓"}', "line 1 of a.jsonl", "strict", "text")
-    '春眠不觉晓'
-    >>> _text_of_line('{"txt": "春"}', "line 2 of a.jsonl", "strict", "text")
-    Traceback (most recent call last):
-    ValueError: line 2 of a.jsonl has no 'text'; its keys: txt; did you mean text_key='txt'?
-    >>> _text_of_line('{"text": null}', "line 3 of a.jsonl", "strict", "text")
-    Traceback (most recent call last):
-    ValueError: line 3 of a.jsonl: 'text' must be a string, got null
-    """
-    # ① 语法；先去掉行尾，出错时的列号才指着这一行
-    try:
-        record: Any = json.loads(line.rstrip("\r\n"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{where} is not valid JSON: {error.msg} at column {error.colno}"
-        ) from None
-    # 语法没错也可能读不了：方括号嵌套上千层，或一个整数有上万位
-    except (RecursionError, ValueError) as error:
-        raise ValueError(f"{where} is not usable JSON: {error}") from None
-    # ② 形状：一行必须是一个对象
-    if not isinstance(record, dict):
-        raise ValueError(
-            f'{where} must be an object such as {{"{text_key}": "…"}}, got {type(record).__name__}'
-        )
-    # ③ 键：没有就列出有哪些，并猜一个
-    if text_key not in record:
-        guess = nearest(text_key, record)
-        hint = f"; did you mean text_key={guess!r}?" if guess else ""
-        raise ValueError(f"{where} has no {text_key!r}; its keys: {', '.join(record)}{hint}")
-    # ④ 值：null 多半是抽取正文失败留下的，当作空文本会掩盖它
-    text = record[text_key]
-    if not isinstance(text, str):
-        kind = "null" if text is None else type(text).__name__
-        raise ValueError(f"{where}: {text_key!r} must be a string, got {kind}")
-    return _without_lone_surrogates(text, where, errors)
-
-
-def _without_lone_surrogates(text: str, where: str, errors: str) -> str:
-    r"""JSON 能写出 "\ud800" 这样的半个字符（lone surrogate），它没有 UTF-8 编码。
-
-    多半是别的程序把一个表情符号从中间截断了。分词器无从处理它，所以在这里就认出来：
-    这时还知道是哪个文件的第几行。
-
-    >>> _without_lone_surrogates("好\ud83d", "line 1 of a.jsonl", "replace")
-    '好�'
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        # 严格时报错并写出它的码位，否则换成 U+FFFD；两种都不会让它混进语料
-        if errors == "strict":
-            raise ValueError(
-                f"{where} holds a lone surrogate U+{ord(text[error.start]):04X} at character "
-                f"{error.start}; repair the escape, or ask for errors='replace'"
-            ) from None
-        # UTF-16 里代理项（surrogate）成对才算一个字符，落单的解码时换成 U+FFFD
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def demo() -> None:

@@ -54,7 +54,7 @@ from foundation.checks import check_choice, check_float, check_int
 from foundation.demonstration import run_demo
 from foundation.files import read_manifest, verify_manifest
 from tokenization.tokenizer import Tokenizer
-from training.corpus import corpus_files, corpus_fingerprint, load_corpus
+from training.corpus import corpus_fingerprint, corpus_size, load_corpus
 from training.shards import check_target, warn_if_shared, write_shards
 from training.token_shard import KIND, TokenShard
 from training.unfinished_work import trained_once, unfinished_work
@@ -177,7 +177,7 @@ def _choose_workers(workers: int | None, specs: list[str | Path]) -> int:
     # 自带的语料（python-docs）算作 0：它们只有几十兆
     # 压缩的文件按压缩后的大小算，只会少估，多等一会儿而已
     # stat 只问文件系统，不读内容，所以几千个文件也是一瞬间
-    size = sum(path.stat().st_size for spec in specs for path in corpus_files(spec))
+    size = sum(map(corpus_size, specs))
     return available_cores() if size >= SMALL_CORPUS else 1
 
 

@@ -287,6 +287,7 @@ def demo() -> None:
         Document(f"第 {i} 篇：" + "明月几时有，" * (i % 9 + 1), f"{i}") for i in range(400)
     ]
     tokenizer = Tokenizer.train_bpe((document.text for document in documents), 400)
+    # 词表 400：够看出合并，训练又只要一瞬间
     with tempfile.TemporaryDirectory() as name:
         contents, seconds = [], []
         # 各写各的文件夹；比的是文件的字节，不只是词元
@@ -313,6 +314,7 @@ def demo() -> None:
         print(f"   {text}")
         assert text == documents[7].text
 
+        # 像磁盘那样悄悄坏掉：大小、时间都看不出来
         print("③ 翻转第 1 份里的一个比特，再来一次")
         # safetensors 只查头部与大小，位翻转要靠我们自己的校验和
         victim = bytearray(contents[0][1])

@@ -67,6 +67,8 @@ from tokenization.tokenizer import Tokenizer
 
 __all__ = ["trained_once", "unfinished_work"]
 
+# 锁的文件本身没有内容；有没有锁，由操作系统记着。
+# 以下名字若改了，旧版留下的半成品就会被当成别人的文件，要用户自己删。
 # 半成品的文件夹里只会有这些；别的名字说明那是用户的文件夹。
 LOCK, TOKENIZER_KEY = "lock", "tokenizer.key"
 OURS = re.compile(
@@ -135,6 +137,7 @@ def trained_once(folder: Path, key: str, make: Callable[[], Tokenizer]) -> Token
 
 def demo() -> None:
     """做到一半出错，再来一次；另一个进程同时来；文件夹里有别人的文件。"""
+    # 语料很小，只为看清留下什么、认得什么
     texts = ["the cat sat on the mat"] * 3
     trained: list[str] = []  # 每训练一次记一笔
 

@@ -134,13 +134,13 @@ def test_text_key_reaches_the_files(tmp_path):
 
 def test_documents_come_one_by_one(folder, monkeypatch):
     opened = []
-    real = open
+    real = documents.open_source
 
-    def counting(path, mode):
+    def counting(path, on_read):
         opened.append(path)
-        return real(path, mode)
+        return real(path, on_read)
 
-    monkeypatch.setattr(documents, "open", counting, raising=False)
+    monkeypatch.setattr(documents, "open_source", counting)
     stream = load_corpus(folder)
     next(stream)
     assert len(opened) == 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import documents
+from training import documents, source_files
 from training.documents import Document, cut_text, read_documents
 
 
@@ -155,7 +155,7 @@ def test_a_file_that_cannot_be_read(write, monkeypatch, name):
     def denied(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(documents, "open", denied, raising=False)
+    monkeypatch.setattr(source_files, "CountedFile", denied)
     assert "cannot be read: Permission denied" in refused(path)
 
 
