@@ -163,7 +163,7 @@ def parquet_rows(
     number = 0
     try:
         # buffer_size：一页一页地读；不给它，pyarrow 会把整个行组的那一栏一次读进来
-        with parquet.ParquetFile(path, buffer_size=1 << 16) as file:
+        with parquet.ParquetFile(path, buffer_size=1 << 16, pre_buffer=False) as file:
             # ① 先看有没有这一栏：表头就在文件末尾，不必读数据
             names = file.schema_arrow.names
             if text_key not in names:

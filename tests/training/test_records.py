@@ -13,6 +13,7 @@ from training import records
 from training.corpus import corpus_fingerprint, load_corpus
 from training.documents import read_documents
 from training.records import hub_rows, parquet_rows
+from training.source_files import open_source
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -47,7 +48,7 @@ def test_only_the_column_of_the_text_is_read_and_in_small_batches(tmp_path):
         "text": [f"{i} a b " * 250 for i in range(20_000)],
         "junk": ["j" * 400 + str(i) for i in range(20_000)],
     }
-    path = write_parquet(tmp_path / "a.parquet", columns, use_dictionary=False)
+    path = write_parquet(tmp_path / "a.parquet", columns, use_dictionary=False, compression="none")
     before = pyarrow.total_allocated_bytes()
     tracemalloc.start()
     try:
@@ -98,6 +99,15 @@ def test_a_gzipped_file_reports_what_it_read_from_the_disk(tmp_path):
     list(read_documents(path, "a", on_read=read.append))
     assert sum(read) == path.stat().st_size
     assert len(read) > 3
+
+
+def test_closing_a_gzipped_file_closes_the_file_below(tmp_path):
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"text"))
+    with open_source(path) as file:
+        below = file.fileobj
+        assert file.read() == b"text"
+    assert below.closed
 
 
 def test_a_damaged_gzipped_file_is_refused(tmp_path):
