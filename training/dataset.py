@@ -49,6 +49,7 @@ s₀ 被推到 0，最后一个起点不小于 n−1−T，也就被推到 n−T
 
 改哪里：换切法（例如每个文档单独成窗）→ TokenBatches._epoch_starts；换打乱方式 → _shuffled；
         一批里装什么 → batch.py；语料从哪里来 → corpus.py；怎样存 → shards.py；
+        几份语料按比例混 → mixture.py；
         换任务 → 另写一个「批次号 → Batch」的可调用对象，训练循环不用改。
 """
 
@@ -122,7 +123,10 @@ class TokenBatches:
         第 0、1、2… 批依次取就是训练；取 step × 累积次数 + a 就是梯度累积的第 a 个微批次。
         """
         first = check_int("index", index, 0) * self.batch_size
-        numbers: np.ndarray = np.arange(first, first + self.batch_size, dtype=np.int64)  # (B,)
+        return self.windows(np.arange(first, first + self.batch_size, dtype=np.int64))  # (B,)
+
+    def windows(self, numbers: np.ndarray) -> Batch:
+        """取任意几个全局窗口号的窗口，一个一行；几份语料混着学时用它（mixture.py）。"""
         return self._reader.read(self.window_starts(numbers), self.block_size)
 
     @property

@@ -20,6 +20,7 @@ $$\text{key} = \mathrm{SHA256}(\text{格式},\ \text{语料指纹},\ \text{分�
     分词器     现成的给内容的哈希；只给种类时给种类与词表大小
     f          验证集的比例；另给验证语料时，则是那份语料的指纹
     读法       errors 与 text_key：同一个文件，读法不同，文本就不同
+    清洗       用了哪些规则、上下限是多少（见 cleaning.py）
 
 而学习率、批次大小、块长、随机种子都不在内：它们不影响词元，换了不必重做。
 
@@ -46,43 +47,51 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from foundation.checks import check_choice, check_float, check_int
 from foundation.demonstration import run_demo
 from foundation.files import read_manifest, verify_manifest
 from tokenization.tokenizer import Tokenizer
-from training.corpus import corpus_fingerprint, corpus_size, load_corpus
+from training.cleaning import Cleaner, Cleaning
+from training.corpus import Spec, corpus_fingerprint, corpus_size, load_corpus, spec_name
 from training.shards import check_target, warn_if_shared, write_shards
 from training.token_shard import KIND, TokenShard
 from training.unfinished_work import trained_once, unfinished_work
 from training.worker_processes import available_cores
 
-__all__ = ["TOKENIZER_KINDS", "prepare_data"]
+__all__ = ["TOKENIZER_KINDS", "prepare_data", "train_tokenizer"]
 
 # 只给种类时由语料现场训练：前者一字一号，后者是字节级的 BPE。
 TOKENIZER_KINDS = ("characters", "bpe")
+# BPE 最多看这么多字节的语料（约数）。
+TOKENIZER_BYTES = 1 << 28
 # 比这小的语料，一个进程就够快（字节）。
 SMALL_CORPUS = 1 << 25
 # 分片的写法一变（划分规则、文件格式），就加一：旧目录的钥匙随之失效。
-FORMAT = 1
+FORMAT = 2
 
 
 def prepare_data(
-    spec: str | Path,
+    spec: Spec,
     tokenizer: Tokenizer | str,  # 现成的，或种类："characters"、"bpe"
     directory: Path | str,  # 分片与 tokenizer.json 放在这里
     *,
     vocab_size: int = 2048,  # 只对种类 "bpe" 有用
-    validation: str | Path | None = None,  # 另一份语料；给出时它就是验证集
+    validation: Spec | None = None,  # 另一份语料；给出时它就是验证集
     val_fraction: float = 0.1,  # 没有另给验证语料时，分出去多少
     errors: str = "strict",  # 读法，见 load_corpus
     text_key: str = "text",
     progress: Callable[[int], None] | None = None,  # 见 write_shards，只在重做时被调用
     verify: bool = True,  # False：直接用旧分片时不再核对 SHA-256
     workers: int | None = 1,  # 几个进程分词；None：看语料大小与核数。不影响结果
+    cleaning: Cleaning | None = None,  # 丢掉不该学的文档；默认全留，见 cleaning.py
+    watch: Callable[[str, int], None] | None = None,  # (在做什么, 又读了多少字节)，重做时才调用
 ) -> tuple[TokenShard, TokenShard]:
     """语料 → (训练分片, 验证分片)；上次做好的还能用就直接用。
 
@@ -93,6 +102,7 @@ def prepare_data(
     错误：见 load_corpus 与 write_shards
     警告：验证集与训练集有相同的文档；旧文件损坏，已重做
     """
+    cleaning = cleaning or Cleaning()
     # 先查参数与目录：分词几小时之后才发现写错，就太晚了
     check_float("val_fraction", val_fraction, exclusive_minimum=0, exclusive_maximum=1)
     directory = Path(directory)
@@ -111,26 +121,36 @@ def prepare_data(
         val_fraction if validation is None else None,
         errors,
         text_key,
+        cleaning.rules,
     )
     # ② 不能直接用才重做；重做途中出错，旧目录原样还在
     if not _is_usable(directory, key, verify):
+        tell = watch or (lambda doing, n_bytes: None)
+        how: dict[str, Any] = {"errors": errors, "text_key": text_key}
         with unfinished_work(directory) as parts:
             if isinstance(tokenizer, str):
-                kind = tokenizer
+                kind, learn = tokenizer, partial(tell, "learning the tokenizer")
                 tokenizer = trained_once(
-                    parts, key, lambda: _train_tokenizer(kind, specs, vocab_size, errors, text_key)
+                    parts,
+                    key,
+                    lambda: train_tokenizer(
+                        kind, specs, vocab_size, cleaning, on_read=learn, **how
+                    ),
                 )
-            held_out = None
-            if validation is not None:
-                held_out = load_corpus(validation, errors=errors, text_key=text_key)
             # 语料再读一遍（第一遍训练分词器）：读两遍，好过把它整个放进内存
+            # 训练集先过，验证集后过同一个 cleaner：与训练集相同的，也算重复
+            cleaner = Cleaner(cleaning)
+            how["on_read"] = partial(tell, "tokenizing")
+            documents = cleaner(load_corpus(spec, **how))
+            held_out = None if validation is None else cleaner(load_corpus(validation, **how))
             write_shards(
-                load_corpus(spec, errors=errors, text_key=text_key),
+                documents,
                 tokenizer,
                 directory,
                 val_fraction=val_fraction,
                 val_documents=held_out,
-                facts={"key": key, "corpus": str(spec)},
+                facts={"key": key, "corpus": spec_name(spec), "cleaning": cleaning.rules},
+                late_facts=lambda: {"cleaned": cleaner.report.to_dict()},
                 progress=progress,
                 workers=_choose_workers(workers, specs),
                 parts_in=parts,
@@ -167,7 +187,7 @@ def _is_usable(directory: Path, key: str, verify: bool) -> bool:
     return True
 
 
-def _choose_workers(workers: int | None, specs: list[str | Path]) -> int:
+def _choose_workers(workers: int | None, specs: Sequence[Spec]) -> int:
     """几个进程：给了就用给的；没给，小语料在本进程里做，大的用上所有的核。
 
     启动一个进程要半秒上下，分词几兆字节也不过如此，小语料不值得
@@ -206,20 +226,41 @@ def _identity(tokenizer: Tokenizer | str, vocab_size: int) -> list[object]:
     return [tokenizer, vocab_size if tokenizer == "bpe" else None]
 
 
-def _train_tokenizer(
-    kind: str, specs: list[str | Path], vocab_size: int, errors: str, text_key: str
+def train_tokenizer(
+    kind: str, specs: Sequence[Spec], vocab_size: int, cleaning: Cleaning, **how: Any
 ) -> Tokenizer:
-    """用全部语料（训练与验证）训练分词器；逐篇读取，不把语料整个放进内存。"""
-    # 生成器表达式：分词器要一篇，才读一篇
-    texts = (
-        document.text
-        for spec in specs
-        for document in load_corpus(spec, errors=errors, text_key=text_key)
-    )
-    # 两种都确定：同样的语料，得到同样的词表
+    """用全部语料（训练与验证）训练分词器；逐篇读取，不把语料整个放进内存。
+
+    大语料上的 BPE 只看一部分：数字节对的次数，几亿字节已经很准；而每个不同的片段都要记在
+    内存里。隔几篇取一篇，而不是只取开头：语料的前后常常不是一个样子。字符级的必须看全部，
+    少看一个字，就有文本编不了。
+
+    公式：隔 ⌈语料的字节数 / TOKENIZER_BYTES⌉ 篇取一篇
+    """
+    cleaner = Cleaner(cleaning)
+    # 生成器：分词器要一篇，才读一篇
+    documents = cleaner(document for spec in specs for document in load_corpus(spec, **how))
     if kind == "characters":
-        return Tokenizer.characters(texts)
-    return Tokenizer.train_bpe(texts, vocab_size)
+        return Tokenizer.characters(document.text for document in documents)
+    every = -(-sum(map(corpus_size, specs)) // TOKENIZER_BYTES)
+    texts = (document.text for document in islice(documents, 0, None, max(every, 1)))
+    # 大小不知道的语料（网上的数据集）没法隔着取，就只取开头的那么多
+    # 两种都确定：同样的语料，得到同样的词表
+    return Tokenizer.train_bpe(_up_to(texts, TOKENIZER_BYTES), vocab_size)
+
+
+def _up_to(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """开头的若干篇，合起来约 limit 个字符。
+
+    >>> list(_up_to(["春眠", "不觉", "晓"], 3))
+    ['春眠', '不觉']
+    """
+    total = 0
+    for text in texts:
+        yield text
+        total += len(text)
+        if total >= limit:
+            return
 
 
 def demo() -> None:

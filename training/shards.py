@@ -80,6 +80,7 @@ def write_shards(
     val_fraction: float = 0.1,
     val_documents: Iterable[Document] | None = None,  # 给出时它就是验证集，不再划分
     facts: dict[str, Any] | None = None,  # 另存进 manifest.json，例如缓存的钥匙
+    late_facts: Callable[[], dict[str, Any]] | None = None,  # 读完语料才知道的，例如丢了几篇
     progress: Callable[[int], None] | None = None,  # 每做完一份调用一次，参数是累计字节数
     workers: int = 1,  # 几个进程分词；结果与它无关
     parts_in: Path | None = None,  # 做好的各份留在哪里，断了可以接着用；不给就不留
@@ -120,6 +121,7 @@ def write_shards(
             np.save(temporary / f"{split}.documents.npy", part.starts.astype("<i8"))
         # 分词器跟着分片走：换了分词器，这些编号就成了乱码
         tokenizer.save(temporary)
+        extra |= late_facts() if late_facts is not None else {}
         # ③ 日后打开时要核对的一切
         extra |= {
             "dtype": _dtype_for(tokenizer).name,
