@@ -24,6 +24,7 @@ __all__ = ["COMMANDS", "main"]
 # A name of two words, `data prepare`, is in data_prepare.py; see `module_name`.
 COMMANDS = {
     "doctor": "check this machine: installation, numerics, speed, what it can train",
+    "data prepare": "tokenize a corpus of any size, clean it, keep it for training",
     "train": "train a model from plain text, and see it write",
     "generate": "continue a prompt",
     "chat": "talk with a model",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,6 +14,7 @@ from foundation.files import write_json
 from fromzero.arguments import given_names, parse_options
 from fromzero.option_types import MaybeInt, MaybePath, MaybeText, free_directory, harmless
 from fromzero.starting_points import chosen_recipe, keep_shares, settle, starting_point
+from fromzero.train_data import TrainingData, prepare
 from fromzero.train_report import overview, prompts, report_and_sample
 from fromzero.training_options import (
     OPTIONS_FILE,
@@ -32,11 +30,8 @@ if TYPE_CHECKING:
     from gpt_model.model import GPT
     from tokenization.tokenizer import Tokenizer
     from training.distributed import Processes
-    from training.token_shard import TokenShard
     from training.train_config import TrainConfig
     from training.trainer import Trainer
-
-    Prepared = tuple[TokenShard, TokenShard, Tokenizer]
 
 INTERRUPTED = 130
 RUNS = Path("runs")
@@ -52,6 +47,7 @@ class Options:
     Examples:
         fromzero train
         fromzero train --data my.txt --tokenizer characters --minutes 10
+        fromzero train --data books.txt@0.7+python-code@0.3
         fromzero train --data shakespeare.txt --recipe speedrun
         fromzero train --depth 2
         fromzero train --data "books/*.txt" --preset modern-mini --vocab-size 4096 --steps 2000
@@ -62,7 +58,8 @@ class Options:
 
     # what to learn from
     data: str = "python-docs+python-code"
-    """names joined by +, or a file, folder or pattern of txt, md, py, jsonl"""
+    """names joined by +; a file, folder or pattern of txt, md, py, jsonl, parquet; hf:NAME; a
+    directory of `fromzero data prepare`; or several with weights: a.txt@0.7+b.jsonl@0.3"""
     validation: MaybeText = None
     """another corpus to validate on; without it a part of --data is held out"""
     val_fraction: float = 0.1
@@ -170,26 +167,27 @@ def run(options: Options) -> int:
     with ExitStack() as stack:
         processes.on_main(lambda: stack.enter_context(claim))
     # ② text → tokens, on disk; the first process makes them, the others find them there
-    made: list[Prepared] = []
+    made: list[TrainingData] = []
     processes.on_main(lambda: made.append(prepare(options, config, tokenizer)))
-    train, val, tokenizer = made[0] if made else prepare(options, config, tokenizer, quiet=True)
+    data = made[0] if made else prepare(options, config, tokenizer, quiet=True)
+    tokenizer = data.tokenizer
     config = config.replace(vocab_size=max(tokenizer.vocab_size, options.model.vocab_size or 0))
     # ③ how long; written down, so that a resumed run is the same run
     if options.training.steps is None:
-        steps = choose_steps(options, config, training, block_size, train, processes.size)
+        steps = choose_steps(options, config, training, block_size, data, processes.size)
         steps = processes.broadcast(steps)
         if (chosen := chosen_recipe(options)) is not None:
             options = replace(options, training=keep_shares(options.training, steps, chosen))
             training = options.training.to_config()
         training = training.replace(steps=steps)
     elif options.depth is not None and processes.is_main:
-        warn_of_little_data(options, training, block_size, train)
+        warn_of_little_data(options, training, block_size, data)
     written = replace(options.training, steps=training.steps)
     options = replace(options, out=out, training=written, resume=None, overwrite=False)
     # ④ train
-    trainer = build_trainer(options, config, training, block_size, (train, val), tokenizer)
+    trainer = build_trainer(options, config, training, block_size, data)
     if processes.is_main:
-        print(overview(options, trainer, config, block_size, (train, val), tokenizer), flush=True)
+        print(overview(options, trainer, config, block_size, data), flush=True)
     result = trainer.fit(resume=resuming, overwrite=overwrite, allow_changes=options.allow_changes)
     if result.interrupted:
         if processes.is_main:
@@ -197,7 +195,7 @@ def run(options: Options) -> int:
         return INTERRUPTED
     # ⑤ what has it learned?
     if processes.is_main and not training.overfit_one_batch:
-        report_and_sample(options, out, val)
+        report_and_sample(options, out, data)
     return 0
 
 
@@ -270,41 +268,12 @@ def refuse_what_cannot_fit(
     )
 
 
-def prepare(
-    options: Options, config: GPTConfig, tokenizer: Tokenizer | None, *, quiet: bool = False
-) -> Prepared:
-    """Tokenize the corpus, or find the tokens of last time."""
-    from rich.console import Console
-
-    from tokenization.tokenizer import Tokenizer
-    from training.prepare import prepare_data
-
-    facts = [options.data, options.validation, options.tokenizer, config.vocab_size]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
-    name = re.sub(r"[^\w+.-]+", "-", options.data).strip("-.")[-40:]
-    directory = options.data_dir / f"{name}-{digest}"
-    console = Console(stderr=True, quiet=quiet)
-    with console.status(f"reading {options.data}, learning the tokenizer") as status:
-        train, val = prepare_data(
-            options.data,
-            options.tokenizer if tokenizer is None else tokenizer,
-            directory,
-            vocab_size=config.vocab_size,
-            validation=options.validation,
-            val_fraction=options.val_fraction,
-            errors=options.errors,
-            text_key=options.text_key,
-            progress=lambda n_bytes: status.update(f"tokenized {n_bytes / 1e6:.1f} MB"),
-        )
-    return train, val, Tokenizer.load(directory)
-
-
 def choose_steps(
     options: Options,
     config: GPTConfig,
     training: TrainConfig,
     block_size: int,
-    train: TokenShard,
+    data: TrainingData,
     n_processes: int = 1,
 ) -> int:
     """As many updates as fit into --minutes here, but no more than --max-epochs.
@@ -316,7 +285,7 @@ def choose_steps(
     from foundation.devices import pick_device
 
     check_float("max_epochs", options.max_epochs, exclusive_minimum=0.0)
-    n_tokens = int(options.max_epochs * train.n_tokens)
+    n_tokens = int(options.max_epochs * data.n_tokens)
     workload = Workload("", config, n_tokens, options.training.batch_size, block_size)
     device = pick_device(training.device)
     n_batches, _ = steps_in(n_processes * options.minutes, workload, device, training.precision)
@@ -324,14 +293,14 @@ def choose_steps(
 
 
 def warn_of_little_data(
-    options: Options, training: TrainConfig, block_size: int, train: TokenShard
+    options: Options, training: TrainConfig, block_size: int, data: TrainingData
 ) -> None:
     """A depth asks for tokens whether they are there or not; say so when they are not."""
     per_step = options.training.batch_size * training.grad_accumulation * block_size
-    epochs = training.steps * per_step / train.n_tokens
+    epochs = training.steps * per_step / data.n_tokens
     if epochs > options.max_epochs:
         warnings.warn(
-            f"depth {options.depth} sees the {train.n_tokens:,} tokens of {options.data} "
+            f"depth {options.depth} sees the {data.n_tokens:,} tokens of {options.data} "
             f"{epochs:.1f} times, more than --max-epochs {options.max_epochs:g}: give more data, "
             "a smaller --depth or fewer --steps",
             stacklevel=1,
@@ -343,33 +312,28 @@ def build_trainer(
     config: GPTConfig,
     training: TrainConfig,
     block_size: int,
-    shards: tuple[TokenShard, TokenShard],
-    tokenizer: Tokenizer,
+    data: TrainingData,
 ) -> Trainer:
     """Put the pieces together; nothing is computed yet."""
     from foundation.devices import seed_everything
     from gpt_model.model import GPT
-    from training.dataset import TokenBatches, sequential_batches
     from training.trainer import Trainer
 
-    train, val = shards
     batch_size, masked = options.training.batch_size, options.document_mask
     seed_everything(training.seed)
     return Trainer(
         GPT(config),
-        TokenBatches(train, batch_size, block_size, seed=training.seed, with_document_ids=masked),
+        data.batches(batch_size, block_size, seed=training.seed, with_document_ids=masked),
         config=training,
-        hooks=build_hooks(options, tokenizer, val),
-        val_batches=lambda: sequential_batches(
-            val, batch_size, block_size, with_document_ids=masked
-        ),
+        hooks=build_hooks(options, data),
+        val_batches=lambda: data.val_batches(batch_size, block_size, with_document_ids=masked),
         run_dir=options.out,
-        tokenizer=tokenizer,
-        bytes_per_token=val.bytes_per_token,
+        tokenizer=data.tokenizer,
+        bytes_per_token=data.val_bytes_per_token,
     )
 
 
-def build_hooks(options: Options, tokenizer: Tokenizer, val: TokenShard) -> list[Hook]:
+def build_hooks(options: Options, data: TrainingData) -> list[Hook]:
     """What is seen and kept while training."""
     from inference.generator import TextGenerator
     from inference.sampling import SamplingParams
@@ -381,11 +345,11 @@ def build_hooks(options: Options, tokenizer: Tokenizer, val: TokenShard) -> list
     if options.tensorboard:
         hooks.append(TensorBoardHook())
     if options.sample_every is not None and not options.training.overfit_one_batch:
-        prompt = prompts(options, val, tokenizer)[0]
+        prompt = prompts(options, data)[0]
         params = SamplingParams(max_new_tokens=60, temperature=0.8, top_k=40, seed=0)
 
         def write(model: GPT) -> str:
-            found = TextGenerator(model, tokenizer).generate([prompt], params)
+            found = TextGenerator(model, data.tokenizer).generate([prompt], params)
             return prompt + harmless(found[0].text)
 
         hooks.append(SampleHook(write, options.sample_every))

@@ -27,6 +27,13 @@ $$\text{key} = \mathrm{SHA256}(\text{格式},\ \text{语料指纹},\ \text{分�
 分词器可以现成给（Tokenizer），也可以只给种类（"characters"、"bpe"），由语料现场训练，
 与分片存在同一个目录里，之后用 Tokenizer.load(directory) 取。
 
+第一次做的每一步，与它断了会怎样：
+
+    ① 训练分词器   读一遍语料           断了从头训练；训练好了就留着
+    ② 读、清洗     再读一遍，一篇一篇   由下一步拉着走，自己不攒
+    ③ 分词         几个进程，一份一份   做好的份留着，下次不再做
+    ④ 划分         各份 → 两个分片      在临时目录里；改名之前断了，旧目录原样还在
+
 常见疑问：
     分词器见过验证集，算泄题吗？  按字符的必须见过，否则验证集里会有编不了的字；BPE 只统计
                                   字节对的次数，影响很小，而两边用同一个词表，才可比较。
@@ -103,6 +110,7 @@ def prepare_data(
     警告：验证集与训练集有相同的文档；旧文件损坏，已重做
     """
     cleaning = cleaning or Cleaning()
+    # 默认一条规则也不用：要丢什么，由用户说
     # 先查参数与目录：分词几小时之后才发现写错，就太晚了
     check_float("val_fraction", val_fraction, exclusive_minimum=0, exclusive_maximum=1)
     directory = Path(directory)
@@ -125,41 +133,73 @@ def prepare_data(
     )
     # ② 不能直接用才重做；重做途中出错，旧目录原样还在
     if not _is_usable(directory, key, verify):
-        tell = watch or (lambda doing, n_bytes: None)
-        how: dict[str, Any] = {"errors": errors, "text_key": text_key}
-        with unfinished_work(directory) as parts:
-            if isinstance(tokenizer, str):
-                kind, learn = tokenizer, partial(tell, "learning the tokenizer")
-                tokenizer = trained_once(
-                    parts,
-                    key,
-                    lambda: train_tokenizer(
-                        kind, specs, vocab_size, cleaning, on_read=learn, **how
-                    ),
-                )
-            # 语料再读一遍（第一遍训练分词器）：读两遍，好过把它整个放进内存
-            # 训练集先过，验证集后过同一个 cleaner：与训练集相同的，也算重复
-            cleaner = Cleaner(cleaning)
-            how["on_read"] = partial(tell, "tokenizing")
-            documents = cleaner(load_corpus(spec, **how))
-            held_out = None if validation is None else cleaner(load_corpus(validation, **how))
-            write_shards(
-                documents,
-                tokenizer,
-                directory,
-                val_fraction=val_fraction,
-                val_documents=held_out,
-                facts={"key": key, "corpus": spec_name(spec), "cleaning": cleaning.rules},
-                late_facts=lambda: {"cleaned": cleaner.report.to_dict()},
-                progress=progress,
-                workers=_choose_workers(workers, specs),
-                parts_in=parts,
-            )
+        _make(
+            spec,
+            validation,
+            tokenizer,
+            directory,
+            key=key,
+            vocab_size=vocab_size,
+            val_fraction=val_fraction,
+            cleaning=cleaning,
+            reading={"errors": errors, "text_key": text_key},
+            progress=progress,
+            watch=watch or (lambda doing, n_bytes: None),
+            workers=_choose_workers(workers, specs),
+        )
     # ③ 刚写好或刚核对过，不必再算一遍 SHA-256
     train = TokenShard.open(directory, "train", verify=False)
     val = TokenShard.open(directory, "val", verify=False)
     # 用完请 close()，或放进 with；进程结束时也会自然关闭
     return train, val
+
+
+def _make(
+    spec: Spec,
+    validation: Spec | None,
+    tokenizer: Tokenizer | str,
+    directory: Path,
+    *,
+    key: str,
+    vocab_size: int,
+    val_fraction: float,
+    cleaning: Cleaning,
+    reading: dict[str, Any],  # errors 与 text_key
+    progress: Callable[[int], None] | None,
+    watch: Callable[[str, int], None],
+    workers: int,
+) -> None:
+    """真正去做：训练分词器、清洗、分词、划分；断了再来，从半成品接着做。"""
+    with unfinished_work(directory) as parts:
+        # ① 分词器；语料读两遍（这里一遍，分词一遍），好过把它整个放进内存
+        if isinstance(tokenizer, str):
+            kind, learn = tokenizer, partial(watch, "learning the tokenizer")
+            specs = [spec] if validation is None else [spec, validation]
+            tokenizer = trained_once(
+                parts,
+                key,
+                lambda: train_tokenizer(
+                    kind, specs, vocab_size, cleaning, on_read=learn, **reading
+                ),
+            )
+        # ② 训练集先过，验证集后过同一个 cleaner：与训练集相同的，也算重复
+        cleaner = Cleaner(cleaning)
+        how = {**reading, "on_read": partial(watch, "tokenizing")}
+        documents = cleaner(load_corpus(spec, **how))
+        held_out = None if validation is None else cleaner(load_corpus(validation, **how))
+        # ③ 丢了几篇要读完才知道，所以 late_facts 是函数
+        write_shards(
+            documents,
+            tokenizer,
+            directory,
+            val_fraction=val_fraction,
+            val_documents=held_out,
+            facts={"key": key, "corpus": spec_name(spec), "cleaning": cleaning.rules},
+            late_facts=lambda: {"cleaned": cleaner.report.to_dict()},
+            progress=progress,
+            workers=workers,
+            parts_in=parts,
+        )
 
 
 def _is_usable(directory: Path, key: str, verify: bool) -> bool:
@@ -231,15 +271,24 @@ def train_tokenizer(
 ) -> Tokenizer:
     """用全部语料（训练与验证）训练分词器；逐篇读取，不把语料整个放进内存。
 
+    什么语料要看多少：
+
+        characters   全部            字的集合，内存里只有几万个字
+        bpe，小语料  全部
+        bpe，大语料  隔几篇取一篇    约 TOKENIZER_BYTES 字节
+
     大语料上的 BPE 只看一部分：数字节对的次数，几亿字节已经很准；而每个不同的片段都要记在
     内存里。隔几篇取一篇，而不是只取开头：语料的前后常常不是一个样子。字符级的必须看全部，
     少看一个字，就有文本编不了。
 
     公式：隔 ⌈语料的字节数 / TOKENIZER_BYTES⌉ 篇取一篇
     """
+    # 另一个 cleaner：它的报告不要，分词那一遍会再数一次
     cleaner = Cleaner(cleaning)
     # 生成器：分词器要一篇，才读一篇
     documents = cleaner(document for spec in specs for document in load_corpus(spec, **how))
+    # 字的集合很小，所以不必隔着取
+    # 少看一篇，就可能少一个字，那一篇便编不了
     if kind == "characters":
         return Tokenizer.characters(document.text for document in documents)
     every = -(-sum(map(corpus_size, specs)) // TOKENIZER_BYTES)
@@ -251,6 +300,8 @@ def train_tokenizer(
 
 def _up_to(texts: Iterable[str], limit: int) -> Iterator[str]:
     """开头的若干篇，合起来约 limit 个字符。
+
+    总是整篇整篇的：半篇的末尾是半个词，会学出没用的词元
 
     >>> list(_up_to(["春眠", "不觉", "晓"], 3))
     ['春眠', '不觉']
