@@ -77,7 +77,7 @@ __all__ = ["TOKENIZER_KINDS", "prepare_data", "train_tokenizer"]
 # 只给种类时由语料现场训练：前者一字一号，后者是字节级的 BPE。
 TOKENIZER_KINDS = ("characters", "bpe")
 # BPE 最多看这么多字节的语料（约数）。
-TOKENIZER_BYTES = 1 << 28
+TOKENIZER_BYTES = 1 << 27
 # 比这小的语料，一个进程就够快（字节）。
 SMALL_CORPUS = 1 << 25
 # 分片的写法一变（划分规则、文件格式），就加一：旧目录的钥匙随之失效。
@@ -277,7 +277,7 @@ def train_tokenizer(
         bpe，小语料  全部
         bpe，大语料  隔几篇取一篇    约 TOKENIZER_BYTES 字节
 
-    大语料上的 BPE 只看一部分：数字节对的次数，几亿字节已经很准；而每个不同的片段都要记在
+    大语料上的 BPE 只看一部分：数字节对的次数，一亿字节已经很准；而每个不同的片段都要记在
     内存里。隔几篇取一篇，而不是只取开头：语料的前后常常不是一个样子。字符级的必须看全部，
     少看一个字，就有文本编不了。
 
