@@ -23,6 +23,7 @@ $$\mathrm{ids} = \underbrace{E_{\text{不补}}(x_{<k})}_{\text{接着前文的}}
 常见疑问：
     造一个库对象要多久？      词表五万，约半秒；十五万，一秒多。所以用到时才造，造好就留着。
     encode_batch 为什么快？   库把许多段分给所有的核；我们只交出一列文本，拿回一列编号。
+    语料很大时呢？            编号保证相同的，换一个更快的库：见 `fast_encoder.py`。
     fork 之后呢？             见 `library_backend.py`。
     两头的 <s> 为什么不总加？  训练时文章之间放什么由我们定；只有续写别人的模型时才照它的规矩加。
 
@@ -39,6 +40,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from foundation.demonstration import run_demo
+from tokenization.fast_encoder import FastEncoder
 from tokenization.library_backend import open_library
 from tokenization.sentence_pieces import without_prefix
 from tokenization.tokenizer_file import (
@@ -48,7 +50,10 @@ from tokenization.tokenizer_file import (
     vocabulary_of,
 )
 
-__all__ = ["Encoder"]
+__all__ = ["WORTH_IT", "Encoder"]
+
+# 编码过这么多字符，才值得花零点几秒核对词表、造快路
+WORTH_IT = 1 << 21
 
 
 class Continuing(NamedTuple):
@@ -79,6 +84,7 @@ class Encoder:
         self.specification, self.json_text, self.where = specification, json_text, where
         self.aliases = aliases_of(specification)
         self.plain = self._open_plain(specification)
+        self.seen = 0  # 编码过多少字符；多线程时数不准也无妨
 
     def _open_plain(self, specification: Specification) -> Any:
         # 原来那份不必重写：几兆字节的 JSON，省一遍是一遍
@@ -136,10 +142,34 @@ class Encoder:
 
         add_special：照文件里的 post_processor，在两头加上 <s> 之类
         """
+        # 语料分词走的就是这一条：没有特殊词元，两头什么也不加
+        if not allow_special and not add_special:
+            self.seen += sum(map(len, texts))
+            if self.seen >= WORTH_IT and self.fast is not None:
+                return self._encode_fast(texts, self.fast)
         library = self.special if allow_special else self.plain
         # fast：不记每个词元在原文中的位置，快一截
         batch = library.encode_batch_fast(texts, add_special_tokens=add_special)
         return [encoding.ids for encoding in batch]
+
+    def _encode_fast(self, texts: list[str], fast: FastEncoder) -> list[list[int]]:
+        found = fast.encode(texts)
+        # 快路只说「不放心」，不说为什么；反正慢路什么都编得了。
+        # 不放心的（None）一起交给原来的库，再各归各位
+        rest = [index for index, ids in enumerate(found) if ids is None]
+        slow = self.plain.encode_batch_fast([texts[i] for i in rest], add_special_tokens=False)
+        # strict：两列一样长，少一个就是我们的错
+        for index, encoding in zip(rest, slow, strict=True):
+            found[index] = encoding.ids
+        return [ids for ids in found if ids is not None]
+
+    @cached_property
+    def fast(self) -> FastEncoder | None:
+        """快路；没有装 tiktoken、或者保证不了相同时是 None。
+
+        编号与慢路逐个相同，所以用不用它，结果与指纹都不变
+        """
+        return FastEncoder.build(self.specification)
 
     def encode_continued(self, text: str, allow_special: bool = False) -> list[int]:
         """一段接着前文的文字：开头不补空格，第一个加入的词元之后照常。"""
@@ -153,6 +183,7 @@ class Encoder:
         library = special if allow_special else plain
         # 名字算不算特殊词元，与照常编码时一样
         head: list[int] = library.encode(text[:place], add_special_tokens=False).ids
+        #    （restart 是空的：全文只有一个开头，后面也都不补）
         # ② 从它起，又是新的一段，照常编码
         return [*head, *self.encode([text[place:]], allow_special)[0]]
 
