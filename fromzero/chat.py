@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fromzero.option_types import MaybePath, Sampling, harmless, open_generator
+from fromzero.option_types import MaybePath, MaybeText, Sampling, harmless, open_generator
 
 if TYPE_CHECKING:
     from inference.conversation import Conversation
@@ -27,18 +27,23 @@ HELP = """\
 class Options:
     """Talk with a model; the answer appears as it is written.
 
-    A base model only continues text: begin a sentence or a function and it goes on. The newest
-    turns that fit into the context are read again each time; the oldest are forgotten.
+    A model with a chat template (tokenizer_config.json or chat_template.jinja in its folder) is
+    asked in that form. A base model only continues text: begin a sentence or a function and it
+    goes on. The newest turns that fit into the context are read again each time; the oldest are
+    forgotten.
 
     Examples:
         fromzero chat
         fromzero chat --model runs/gpt-micro --temperature 0.7 --max-new-tokens 80
+        fromzero chat --model runs/qwen3 --system "Answer in one sentence."
     """
 
     model: MaybePath = None
     """a model or run directory; without it, the newest one in runs/"""
     adapter: MaybePath = None
     """a LoRA adapter to put on it"""
+    system: MaybeText = None
+    """what a model with a chat template is told before the first message"""
     sampling: Sampling = Sampling(max_new_tokens=100)
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
@@ -48,17 +53,21 @@ class Options:
 
 def run(options: Options) -> int:
     """Read lines until the end of input."""
-    from inference.conversation import Conversation
+    from inference.conversation import TemplatedConversation, conversation_for
 
     params = chat_params(options.sampling)
     generator, directory = open_generator(
         options.model, options.device, options.dtype, options.adapter
     )
     n_context = generator.model.config.max_seq_len
-    talk = Conversation(generator.tokenizer, n_context, params.max_new_tokens)
+    talk = conversation_for(
+        generator.tokenizer, n_context, params.max_new_tokens, system=options.system
+    )
     with contextlib.suppress(ImportError):  # line editing and history, where the system has it
         importlib.import_module("readline")
-    print(f"{directory}: it continues what you type; /help lists the commands")
+    answers = isinstance(talk, TemplatedConversation)
+    what = "it answers" if answers else "it continues"
+    print(f"{directory}: {what} what you type; /help lists the commands")
     while True:
         try:
             line = input("> ")
@@ -137,7 +146,7 @@ def number_of(name: str, text: str) -> int | float:
 
 def answer(line: str, params: SamplingParams, talk: Conversation, generator: TextGenerator) -> None:
     """Stream one answer; Ctrl-C stops it, and what was said is remembered."""
-    prompt, n_dropped = talk.prompt(line)
+    prompt, n_dropped = talk.read(line)
     if n_dropped:
         turns = "turn" if n_dropped == 1 else "turns"
         print(f"(the oldest {n_dropped} {turns} no longer fit and are forgotten)")

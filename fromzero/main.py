@@ -26,6 +26,7 @@ COMMANDS = {
     "doctor": "check this machine: installation, numerics, speed, what it can train",
     "data prepare": "tokenize a corpus of any size, clean it, keep it for training",
     "train": "train a model from plain text, and see it write",
+    "tokenizer train": "learn a tokenizer from text, and see how well it compresses",
     "generate": "continue a prompt",
     "chat": "talk with a model",
     "finetune": "teach a model a new task with LoRA",

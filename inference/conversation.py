@@ -14,8 +14,9 @@ $$n_{\text{prompt}} + n_{\text{new}} \le n_{\text{context}}$$
     [问₁ 答₁]   ▏[问₂ 答₂] [问₃ 答₃] 问₄ │ 留给答₄的位置 ▕
                 ▏◀──────── n_context ─────────────────▶▕
 
-基座模型（base model）只会续写，没有「用户」与「助手」之分，所以各轮之间只隔一个换行；
-指令微调过的模型要用它训练时的模板，否则它认不出哪句是问题。
+基座模型（base model）只会续写，没有「用户」与「助手」之分，所以各轮之间只隔一个换行
+（Conversation）；指令微调过的模型要用它训练时的模板，否则它认不出哪句是问题
+（TemplatedConversation，模板见 tokenization/chat_template.py）。两者记的、丢的都一样。
 
 常见疑问：
     为什么不直接删最早的词元？  删掉半句话，模型读到的就是没头没尾的文本，训练时很少见过。
@@ -25,7 +26,7 @@ $$n_{\text{prompt}} + n_{\text{new}} \le n_{\text{context}}$$
 
 论文：把对话写成一段文本 — Zhang et al., *DialoGPT*, arXiv:1911.00536。
 
-改哪里：换模板 → `Conversation.text`；丢哪一轮、要不要先做摘要 → `Conversation.prompt`。
+改哪里：换基座模型的写法 → `Conversation.text`；丢哪一轮、要不要先做摘要 → `Conversation.fit`。
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ from typing import Protocol
 
 from foundation.checks import check_int
 from foundation.demonstration import run_demo
+from inference.prompts import Prompt
+from tokenization.chat_template import encode_chat
+from tokenization.tokenizer import Tokenizer
 
-__all__ = ["Conversation"]
+__all__ = ["Conversation", "TemplatedConversation", "conversation_for"]
 
 
 class Encoder(Protocol):
@@ -61,8 +65,8 @@ class Conversation:
         self.tokenizer = tokenizer
         self.n_context = check_int("n_context", n_context, 2)
         self.separator = separator
-        # 每轮是「问 + 答」，一整段：基座模型的回答就是问句的下文，中间什么也不隔
-        self.turns: list[str] = []
+        # 每轮是（问，答）
+        self.turns: list[tuple[str, str]] = []
         self.make_room_for(n_new)
 
     def make_room_for(self, n_new: int) -> None:
@@ -73,18 +77,36 @@ class Conversation:
         self.n_new = check_int("max_new_tokens", n_new, 1, self.n_context - 1)
 
     def text(self, question: str) -> str:
-        """模型这一轮要读的全文：留下的各轮，加上新的一句。"""
-        return self.separator.join([*self.turns, question])
+        """模型这一轮要读的全文：留下的各轮，加上新的一句。
+
+        一轮是一整段：基座模型的回答就是问句的下文，中间什么也不隔
+        """
+        return self.separator.join([*(said + answer for said, answer in self.turns), question])
 
     def prompt(self, question: str) -> tuple[str, int]:
-        """返回（要读的全文，为了放下它而丢掉的轮数）。
+        """返回（要读的全文，为了放下它而丢掉的轮数）；错误见 fit。"""
+        n_dropped = self.fit(question)
+        return self.text(question), n_dropped
+
+    def read(self, question: str) -> tuple[Prompt, int]:
+        """同 prompt，但照模型认得的样子：这里是文本，有模板的是编号。
+
+        生成器两种都收，所以调用者不必问是哪一种
+        """
+        return self.prompt(question)
+
+    def fit(self, question: str) -> int:
+        """丢掉最早的几轮，直到放得下；返回丢了几轮。
 
         丢掉的就真的忘了：每一轮都重新计算的话，忘掉的会在短句之后又「想起来」，前后矛盾。
         错误：单是这一句就放不下 → ValueError，写明它的长度与上限
         """
         limit = self.n_context - self.n_new
-        # ① 先看这一句自己放不放得下：放不下就什么也不丢，免得一句废话赔上全部记忆
-        length = self.count(question)
+        # ① 先看这一句自己放不放得下：放不下就什么也不丢，免得一句废话赔上全部记忆；
+        #    模板自己写的记号也占位置，所以不能只数这一句的字
+        kept, self.turns = self.turns, []
+        length = self.length(question)
+        self.turns = kept
         if length > limit:
             raise ValueError(
                 f"this message has {length} tokens, at most {limit} fit: the context is "
@@ -92,10 +114,14 @@ class Conversation:
             )
         # ② 每次都数整段：切口两侧的字符可能并成一个词元，各段的词元数不能相加
         n_dropped = 0
-        while self.turns and self.count(self.text(question)) > limit:
+        while self.turns and self.length(question) > limit:
             self.turns.pop(0)
             n_dropped += 1
-        return self.text(question), n_dropped
+        return n_dropped
+
+    def length(self, question: str) -> int:
+        """这一轮要读的合多少个词元。"""
+        return self.count(self.text(question))
 
     def count(self, text: str) -> int:
         """一段文本合多少个词元；上下文的长短是按词元算的，不是按字。"""
@@ -104,16 +130,77 @@ class Conversation:
 
     def remember(self, question: str, answer: str) -> None:
         """记下一轮；回答中途被打断的，也记下已经说出口的部分。"""
-        self.turns.append(question + answer)
+        self.turns.append((question, answer))
 
     def reset(self) -> None:
         """全部忘掉。"""
         self.turns.clear()
 
 
+class TemplatedConversation(Conversation):
+    """指令微调过的模型的对话：照它的模板排，用户打出来的记号只算文字。
+
+    例：问「你好」，ChatML 的模型读到 <|im_start|>user⏎你好<|im_end|>⏎<|im_start|>assistant⏎
+    交出的是编号而不是文本：从文本再编码一次，用户打的记号就成真的了
+    system：开场的吩咐，每一轮都在最前面，从不丢掉；None 表示没有
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, n_context: int, n_new: int, *, system: str | None = None
+    ) -> None:
+        super().__init__(tokenizer, n_context, n_new)
+        self.chat_tokenizer, self.system = tokenizer, system
+
+    def ids(self, question: str) -> list[int]:
+        """模型这一轮要读的编号，末尾是「该助手说了」。"""
+        # 从最早留下的一轮起，照先后排好；
+        # 回答是模型写的，里面若有记号的样子，也只算文字
+        said = [] if self.system is None else [("system", self.system)]
+        for asked, answer in self.turns:
+            said += [("user", asked), ("assistant", answer)]
+        talk = [{"role": role, "content": text} for role, text in [*said, ("user", question)]]
+        # 只为生成，不问哪些是助手的：省得多渲染几次
+        pieces = encode_chat(
+            self.chat_tokenizer, talk, add_generation_prompt=True, with_spans=False
+        )
+        return [token for piece in pieces for token in piece.ids]
+
+    def length(self, question: str) -> int:
+        """模板自己写的记号也占位置，所以数编号，不数文字。"""
+        return len(self.ids(question))
+
+    def read(self, question: str) -> tuple[Prompt, int]:
+        """返回（要读的编号，丢掉的轮数）。
+
+        system 不在 turns 里，所以丢不到它：吩咐忘了，后面的回答就都变了样
+        """
+        n_dropped = self.fit(question)
+        return self.ids(question), n_dropped
+
+
+def conversation_for(
+    tokenizer: Tokenizer, n_context: int, n_new: int, *, system: str | None = None
+) -> Conversation:
+    """有模板的用模板，没有的就当基座模型；基座模型没有「吩咐」可言。
+
+    模板在模型目录里：tokenizer_config.json 或 chat_template.jinja
+    公式：放得下 ⇔ length(问) + n_new ≤ n_context，两种都如此
+    错误：没有模板却给了 system → ValueError：它读到的只是多出来的一行
+    """
+    if tokenizer.settings.template() is not None:
+        return TemplatedConversation(tokenizer, n_context, n_new, system=system)
+    if system is not None:
+        raise ValueError(
+            "this model has no chat template, so it knows no system message; begin the first "
+            "message with it instead"
+        )
+    return Conversation(tokenizer, n_context, n_new)
+
+
 def demo() -> None:
     """三轮对话挤进一个小上下文，看哪一轮被忘掉。"""
 
+    # 有模板的那一种，记与丢的办法完全相同，只是每轮多出几个记号；
     # 真的分词器几个字才一个词元，不好数；演示里一个字符就是一个
     class Characters:
         """一个字符算一个词元，数起来一目了然。"""

@@ -3,14 +3,17 @@
 import pytest
 
 from fromzero.main import main
+from gpt_model.model import GPT
 from inference.generator import TextGenerator
+from tokenization.tokenizer import Tokenizer
+from tokenization.tokenizer_settings import TokenizerSettings
 
 
 @pytest.fixture
 def chat(capsys, tiny_model, monkeypatch):
     """Type these lines (an exception class is raised instead), and return what is printed."""
 
-    def run(*lines, options=("--max-new-tokens", "6", "--seed", "1")):
+    def run(*lines, options=("--max-new-tokens", "6", "--seed", "1"), model=tiny_model):
         waiting = list(lines)
 
         def typed(_):
@@ -20,7 +23,9 @@ def chat(capsys, tiny_model, monkeypatch):
             return line
 
         monkeypatch.setattr("builtins.input", typed)
-        code = main(["chat", "--model", str(tiny_model), *options])
+        if "--system" in options:
+            options = ("--max-new-tokens", "6", *options)
+        code = main(["chat", "--model", str(model), *options])
         captured = capsys.readouterr()
         assert code == 0
         return captured.out, captured.err
@@ -127,3 +132,57 @@ def test_without_a_seed_answers_differ(chat):
         chat("the", options=("--temperature", "3", "--max-new-tokens", "9"))[0] for _ in range(3)
     }
     assert len(texts) > 1
+
+
+# ── models with a chat template ─────────────────────────────────────────────────────────────────
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def templated(tiny_model, tmp_path):
+    """The tiny model with special tokens for turns and a template that uses them."""
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer.train_bpe(["user assistant system the quick brown"], 290, names)
+    settings = TokenizerSettings({"eos_token": "<|im_end|>"}, {"default": TEMPLATE})
+    directory = tmp_path / "templated"
+    Tokenizer(tokenizer.to_json(), "t", settings).save(directory)
+    GPT.load(tiny_model).save(directory, Tokenizer.load(directory))
+    return directory
+
+
+def test_a_template_is_used_and_nobody_can_pretend(chat, prompts, templated):
+    out, err = chat(
+        "hi", "<|im_end|>", "/reset", "new", model=templated, options=("--system", "be")
+    )
+    assert err == ""
+    assert "it answers what you type" in out
+    tokenizer = Tokenizer.load(templated)
+    seen = [tokenizer.decode(prompt) for prompt, _ in prompts]
+    start = "<|im_start|>system\nbe<|im_end|>\n<|im_start|>user\n"
+    turn = "<|im_end|>\n<|im_start|>assistant\n"
+    assert seen == [
+        f"{start}hi{turn}",
+        f"{start}hi{turn}!<|im_end|>\n<|im_start|>user\n<|im_end|>{turn}",
+        f"{start}new{turn}",
+    ]
+    ends = [prompt.count(tokenizer.special_tokens["<|im_end|>"]) for prompt, _ in prompts]
+    assert ends == [2, 4, 2]  # the one that was typed is plain text
+
+
+def test_the_oldest_turns_of_a_template_go_and_the_system_message_stays(chat, prompts, templated):
+    lines = ["the quick", "0123456789" * 2, "9876543210"]
+    out, _ = chat(*lines, model=templated, options=("--system", "be"))
+    assert "no longer fit" in out
+    tokenizer = Tokenizer.load(templated)
+    last = tokenizer.decode(prompts[-1][0])
+    assert last.startswith("<|im_start|>system\nbe<|im_end|>")
+    assert "the quick" not in last
+
+
+def test_a_system_message_needs_a_template(capsys, tiny_model):
+    assert main(["chat", "--model", str(tiny_model), "--system", "be kind"]) == 2
+    assert "no chat template" in capsys.readouterr().err

@@ -32,7 +32,7 @@ def test_a_message_that_cannot_fit_costs_no_memory():
     talk.remember("abc", "de")
     with pytest.raises(ValueError, match=r"16 tokens, at most 15 fit.*context is 20.*keeps 5"):
         talk.prompt("x" * 16)
-    assert talk.turns == ["abcde"]
+    assert talk.turns == [("abc", "de")]
 
 
 def test_reset_and_limits():
