@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import tyro
 
 from fromzero.option_types import MaybePath, MaybeText, Sampling, harmless, open_generator
 
 if TYPE_CHECKING:
+    from inference.constraints import Constraint
     from inference.generator import Generation, TextGenerator
 
 
@@ -24,6 +28,9 @@ class Options:
         fromzero generate --prompt-file start.txt --num-return 3 --seed 1
         echo "class Node:" | fromzero generate --max-new-tokens 100
         fromzero generate --prompt "The " --num-beams 4 --temperature 0
+        fromzero generate --prompt "Answer:" --choice " yes" --choice " no"
+        fromzero generate --prompt "Date: " --regex "\\d{4}-\\d{2}-\\d{2}"
+        fromzero generate --prompt "JSON: " --json-schema person.json
     """
 
     model: MaybePath = None
@@ -35,6 +42,12 @@ class Options:
     prompt_file: MaybePath = None
     """read the prompt from this file; without either, from standard input"""
     sampling: Sampling = Sampling()
+    regex: MaybeText = None
+    """write only text that matches this regular expression as a whole"""
+    json_schema: MaybeText = None
+    """write only JSON that this JSON schema allows: a file, or the schema itself"""
+    choice: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """write one of these texts; repeat the option for each"""
     sliding: bool = False
     """let the text grow past the model's context by forgetting its beginning"""
     cache: bool = True
@@ -48,12 +61,15 @@ class Options:
 def run(options: Options) -> int:
     """Write the continuation of one prompt to stdout."""
     params = options.sampling.to_params()
+    rule = read_constraint(options)
     prompt = read_prompt(options)
     generator, directory = open_generator(
         options.model, options.device, options.dtype, options.adapter
     )
     if params.num_return == 1 and params.num_beams == 1 and not params.logprobs:
-        pieces = generator.stream(prompt, params, use_cache=options.cache, sliding=options.sliding)
+        pieces = generator.stream(
+            prompt, params, use_cache=options.cache, sliding=options.sliding, constraint=rule
+        )
         print(f"model: {directory}", file=sys.stderr)
         # a file gets exactly what was written, a terminal nothing that could disturb it
         shown = harmless if sys.stdout.isatty() else str
@@ -63,7 +79,9 @@ def run(options: Options) -> int:
             sys.stdout.flush()
         sys.stdout.write("\n")
         return 0
-    found = generator.generate([prompt], params, use_cache=options.cache, sliding=options.sliding)
+    found = generator.generate(
+        [prompt], params, use_cache=options.cache, sliding=options.sliding, constraint=rule
+    )
     print(f"model: {directory}", file=sys.stderr)
     for number, generation in enumerate(found, 1):
         show(generation, prompt, f"{number} of {len(found)}", generator)
@@ -92,6 +110,37 @@ def readable(data: bytes) -> str:
         return repr(data.decode("utf-8"))
     except UnicodeDecodeError:
         return repr(data)
+
+
+def read_constraint(options: Options) -> Constraint | None:
+    """The rule that the text must keep, from the one option that gives it."""
+    from inference.constraints import Constraint
+
+    given = {
+        "--regex": options.regex is not None,
+        "--json-schema": options.json_schema is not None,
+        "--choice": bool(options.choice),
+    }
+    if sum(given.values()) > 1:
+        names = " and ".join(name for name, is_given in given.items() if is_given)
+        raise ValueError(f"give one of --regex, --json-schema and --choice, got {names}")
+    if options.regex is not None:
+        return Constraint.regex(options.regex)
+    if options.json_schema is not None:
+        return Constraint.json_schema(read_schema(options.json_schema))
+    return Constraint.choices(options.choice) if options.choice else None
+
+
+def read_schema(text: str) -> Any:
+    """The schema itself when it begins with a brace, otherwise the file of that name."""
+    from foundation.files import read_json
+
+    if not text.lstrip().startswith("{"):
+        return read_json(text)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--json-schema is not valid JSON: {error}") from None
 
 
 def read_prompt(options: Options) -> str:

@@ -119,9 +119,11 @@ def beam_search(
     length_penalty: float = 1.0,
     processors: Sequence[LogitsProcessor] = (),
     history: History | None = None,
+    restrict: Callable[[Tensor, Sequence[tuple[int, ...]]], Tensor] | None = None,
 ) -> list[Hypothesis]:
     """返回至多 num_beams 条走完的路，分高的在前；steps 一开始只有一行：提示。
 
+    restrict：（分数，每条路写了什么）→ 划掉不许写的之后的分数，见 constraints.py
     走完：is_finished 说是，或者写满了 max_new_tokens
     形状：分数 (b, V)；b 从 1 开始，至多 num_beams
     错误：分数里有 NaN、或每个词元都被禁用 → ValueError
@@ -133,7 +135,7 @@ def beam_search(
     done: list[Hypothesis] = []
     for length in range(1, max_new_tokens + 1):
         # ① 展开：写满的也算走完
-        candidates = expand(steps, live, 2 * num_beams, processors, history)
+        candidates = expand(steps, live, 2 * num_beams, processors, history, restrict)
         at_end = [length == max_new_tokens or is_finished(path.ids) for path in candidates]
         # ② 收好：排在前 b 名的才收；排在后面的，有更好的路还在走，轮不到它
         #    打折只在这里做一次：以后它的长度不会再变
@@ -161,6 +163,7 @@ def expand(
     width: int,
     processors: Sequence[LogitsProcessor],
     history: History | None,
+    restrict: Callable[[Tensor, Sequence[tuple[int, ...]]], Tensor] | None = None,
 ) -> list[Route]:
     """所有「旧路 × 词元」里总分最高的 width 个，分高的在前；并列时先旧路、后编号。
 
@@ -169,6 +172,8 @@ def expand(
     """
     # 惩罚改的是分数，要在归一化之前；改完再 log-softmax，才仍是一个概率分布
     logits = steps.next_logits()  # (b, V)
+    if restrict is not None:
+        logits = restrict(logits, [path.ids for path in live])
     for process in processors:
         logits = process(logits, history)
     check_scores(logits)

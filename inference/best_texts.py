@@ -20,6 +20,9 @@ $$\text{score} = \frac{1}{|y|^{\alpha}} \sum_t \log p(y_t \mid x, y_{<t})$$
 要知道某条路的文字，就用一份全新的状态把编号从头喂一遍。多做一点便宜的事，换来的是：
 「什么时候停、显示什么」在全书只有一份程序，束搜索与抽样不可能不一致。
 
+有规则时，各条路写的不同，规则的状态也不同：每条路各划各的。一条路「写无可写」就算走完，
+不必等「结束」；写满时，名单早已保证它收了尾（见 constraints.py）。
+
 常见疑问：
     为什么名单里的几份那么像？   它们共用大半段前文，只在最后几个词上不同。想要多样，
                                  请抽样几份（num_return），而不是束搜索
@@ -36,25 +39,34 @@ $$\text{score} = \frac{1}{|y|^{\alpha}} \sum_t \log p(y_t \mid x, y_{<t})$$
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from foundation.demonstration import run_demo
 from inference.beam_search import beam_search
+from inference.constraints import restrict
 from inference.continuation import Continuation, Generation, take_notes
 from inference.penalties import History
 from inference.request import Request
 from inference.sampling import SamplingParams
 
+if TYPE_CHECKING:
+    from inference.token_guide import TokenGuide
+
 __all__ = ["best_texts"]
 
 
-def best_texts(request: Request, ids: Sequence[int]) -> list[Generation]:
-    """一条提示的 num_return 份最好的文本，分高的在前。
+def best_texts(
+    request: Request, ids: Sequence[int], guide: TokenGuide | None = None
+) -> list[Generation]:
+    """一条提示的 num_return 份最好的文本，分高的在前；guide 是这条提示的规则。
 
     形状：ids 一条提示 → num_return 个 Generation，score 从高到低
     错误：不同的写法不够 num_return 种 → ValueError，写明两个数
     """
-    params, row = request.params, request.new_row(ids)
+    params, row = request.params, request.new_row(ids, guide=guide)
     # ① 一个词元的地方也没有：唯一的写法是什么也不写
     if row.reason is not None:
         return [row.generation(score=0.0)] * params.num_return  # Generation 不可变，共用无妨
@@ -69,7 +81,23 @@ def best_texts(request: Request, ids: Sequence[int]) -> list[Generation]:
         # 没有停止串时看最后一个就够了；有的话，停止串可能横跨好几个词元，重放才看得见
         if chosen[-1] in row.stop_ids:
             return True
+        # 「结束」之外的另一种走完
+        # 规则说不能再写了；有规则就没有停止串，不必重放
+        if guide is not None:
+            return guide.is_over(states(tuple(chosen)), row.limit - len(chosen))
         return bool(params.stop) and replay(request, ids, chosen).reason is not None
+
+    # 路 → 规则的状态；没有规则就不划
+    states = follow_rule(guide)
+    strike = None
+    if guide is not None:
+        rule = guide
+
+        # 余地也要减去已写的：写满之前就得开始收尾。
+        # 各条路写的不同，规则的状态也不同
+        def strike(logits: Tensor, routes: Sequence[tuple[int, ...]]) -> Tensor:
+            found = [rule.allowed(states(one), row.limit - len(one)) for one in routes]
+            return restrict(logits, found)
 
     # ② 搜索；row.limit 已把上下文还剩多少算在内
     found = beam_search(
@@ -80,6 +108,7 @@ def best_texts(request: Request, ids: Sequence[int]) -> list[Generation]:
         length_penalty=params.length_penalty,  # α
         processors=params.penalties(),  # 没有温度与淘汰：这里不抽
         history=history,
+        restrict=strike,
     )
     # ③ 束宽是上限，不是保证：词表小、禁用多时，不同的写法本来就没有那么多
     if len(found) < params.num_return:
@@ -89,20 +118,43 @@ def best_texts(request: Request, ids: Sequence[int]) -> list[Generation]:
         )
     # ④ 编号 → 文本；搜索已按分数排好，前几名就是要交的
     return [
-        replay(request, ids, one.ids, noting=params.logprobs).generation(score=one.score)
+        replay(request, ids, one.ids, guide, noting=params.logprobs).generation(score=one.score)
         for one in found[: params.num_return]
     ]
 
 
+def follow_rule(guide: TokenGuide | None) -> Callable[[tuple[int, ...]], int]:
+    """返回「一条路 → 规则的状态」的查询。
+
+    每条路都是从上一步的路长出来的，只多走一个词元，所以记住走过的就不必从头走
+    """
+    known: dict[tuple[int, ...], int] = {(): 0 if guide is None else guide.start}
+
+    def state(chosen: tuple[int, ...]) -> int:
+        # 前一截多半上一步刚算过，只补最后一个词元
+        if chosen not in known:
+            assert guide is not None
+            known[chosen] = guide.step(state(chosen[:-1]), chosen[-1])
+        return known[chosen]
+
+    return state
+
+
 def replay(
-    request: Request, ids: Sequence[int], chosen: Sequence[int], *, noting: bool = False
+    request: Request,
+    ids: Sequence[int],
+    chosen: Sequence[int],
+    guide: TokenGuide | None = None,
+    *,
+    noting: bool = False,
 ) -> Continuation:
     """把选定的词元照原样喂一遍；要记对数概率（noting）时，让模型跟着走一遍。
 
     为什么不在搜索时顺手记下？那时有 2b 个候选，多半会被淘汰；选定之后只要记一份
     约定：noting 与 params.logprobs 相同时，交出的才齐全；只问「走完没有」就不必记
     """
-    row = request.new_row(ids)
+    row = request.new_row(ids, guide=guide)
+    # 规则也一起重放：停下的原因要与当初一致。
     # 不要对数概率：只走文字一侧，不碰模型，便宜
     if not noting:
         for token in chosen:

@@ -6,6 +6,7 @@ r"""一份正在写的文本：又来了一个词元，该显示什么，该不�
     停下的原因（finish_reason）     ├─ "stop"     写到了停止串
                                     ├─ "end"      模型写出了「文章结束」
                                     ├─ "length"   写满了 max_new_tokens
+                                    ├─ "complete" 规则已满足，再写什么都不合格
                                     └─ "context"  提示加上写的，占满了上下文
 
 无论逐个显示还是写完一起交，走的都是这一条路，所以
@@ -23,7 +24,7 @@ $$\log p_v = z_v - \log \textstyle\sum_u e^{z_u}$$
 
 四种停法的先后：同一个词元可能同时满足几种，
 
-    「结束」 > 停止串 > 写满（length 与 context 谁先到算谁的，一样时算 length）
+    「结束」 > 停止串 > 规则已满足 > 写满（length 与 context 谁先到算谁的，一样时算 length）
 
 写满时手里还扣着的怎么办？半个停止串不会再变完整，如数放行；半个字符也不会了，显示成 �。
 放行的 � 若恰好凑成停止串，就算停在那里：不能因为是最后一步就破例。
@@ -52,6 +53,7 @@ from inference.sampling import SamplingParams, best_tokens
 from inference.stop_strings import StopMatcher
 
 if TYPE_CHECKING:
+    from inference.token_guide import TokenGuide
     from tokenization.tokenizer import Tokenizer
 
 __all__ = ["Continuation", "Generation", "TokenNote", "take_notes"]
@@ -66,7 +68,7 @@ class Generation:
 
     text: str  # 给人看的；不含提示、「结束」与停止串
     ids: tuple[int, ...]  # 模型选的全部词元，含「结束」与凑成停止串的
-    finish_reason: str  # "stop"、"end"、"length" 或 "context"，见上面的表
+    finish_reason: str  # "stop"、"end"、"complete"、"length" 或 "context"，见上面的表
     logprobs: tuple[float, ...] | None = None  # 每个词元的 log p，与 ids 一一对应
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None  # 每步的候选
     score: float | None = None  # 束搜索按长度打折后的总分
@@ -104,6 +106,7 @@ class Continuation:
 
     状态：ids 只增不减；reason 一旦有了就不再变，此后再 feed 是调用者的错
     context 为 None 表示没有上限（滑动时）；random 为 None 表示不抽（贪心、束搜索）
+    guide 为 None 表示写什么都行；有的话，只许喂 allowed 里的
     约定：不碰模型也不碰分数，所以喂一串现成的编号就能重放，束搜索正是这样得到文本的
     """
 
@@ -115,6 +118,7 @@ class Continuation:
         *,
         context: int | None,
         random: RowRandom | None = None,
+        guide: TokenGuide | None = None,
     ) -> None:
         self.prompt_ids = prompt_ids  # 只读：账本与解码器也从这里取
         self.random = random  # 随文本走，不随行号走
@@ -137,6 +141,16 @@ class Continuation:
         self._limit_reason = "length" if params.max_new_tokens <= room else "context"
         if self.limit == 0:  # 一个也不用写，模型也不必跑
             self.reason = self._limit_reason
+        # 规则的状态随文本走；名单与表是大家共用的
+        self.guide = guide
+        self.state = 0 if guide is None else guide.start
+        self._check_rule()
+
+    def allowed(self) -> Tensor | None:
+        """下一个词元许写哪些：(V,) 布尔；没有规则就是 None。"""
+        if self.guide is None:
+            return None
+        return self.guide.allowed(self.state, self.limit - len(self.ids))
 
     def feed(self, token: int, note: TokenNote | None = None) -> str:
         """收下一个词元，返回现在可以显示的文字；停下的原因写在 reason。
@@ -153,11 +167,26 @@ class Continuation:
             return self._finish("end", "")
         # ② 完整的字符 → 不会变成停止串的部分；两道关都可能一个字也不放行
         shown = self._matcher.push(self._decoder.push(token))
-        if self._matcher.found is None and len(self.ids) < self.limit:
+        if len(self.ids) == self.limit:
+            self.reason = self._limit_reason
+        # ③ 规则走一步；写无可写就不必等模型说「结束」
+        if self.guide is not None:
+            self.state = self.guide.step(self.state, token)
+            self._check_rule()
+        if self._matcher.found is None and self.reason is None:
             self._pieces.append(shown)
             return shown
-        # ③ 找到停止串也走这里：_finish 会把原因改成 "stop"，所以它先于写满
-        return self._finish(self._limit_reason, shown)
+        # ④ 找到停止串也走这里：_finish 会把原因改成 "stop"，所以它先于写满
+        return self._finish(self.reason or "stop", shown)
+
+    def _check_rule(self) -> None:
+        """规则说该停了吗？写无可写是 "complete"；还可以写、但地方不够再收一次尾，算写满。"""
+        if self.guide is None:
+            return
+        if self.guide.is_complete(self.state):
+            self.reason = "complete"
+        elif self.guide.is_over(self.state, self.limit - len(self.ids)):
+            self.reason = self._limit_reason
 
     def _finish(self, reason: str, shown: str) -> str:
         """交出扣住的：半个字符变成 �，半个停止串如数放行；若恰好凑成停止串，就算停在那里。"""

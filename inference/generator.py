@@ -18,6 +18,9 @@ $$y_t \sim p(\,\cdot \mid x, y_{<t}), \qquad t = 1, 2, \dots$$
 写出结束（"end"），或者提示加上写的占满了上下文（"context"）。想越过上下文，明说 sliding=True：
 满了就只留最近的一半，从头再读；它忘掉的，就真的忘了。
 
+只许写合格的：constraint=Constraint.regex(…)、choices(…) 或 json_schema(…)，见 constraints.py。
+写出来的必是完整的；写不下的在跑模型之前报错。停下的原因多了一种 "complete"：再写什么都不合格。
+
 同样的种子，同样的文本：单独与成批、有缓存与没有、流式与否，抽签用的随机数都相同。剩下的差别
 只有浮点舍入：两个词元的分数几乎相等时（float32 约百万分之一，bf16 约百分之一），加法的次序
 可能改变谁在前面。要逐字复现，就用 float32，并且不改批的组成。
@@ -69,6 +72,7 @@ from torch import nn
 
 from foundation.demonstration import run_demo
 from inference.best_texts import best_texts
+from inference.constraints import Constraints
 from inference.continuation import Generation
 from inference.poet import learn_poems
 from inference.prompts import Prompt, check_sizes, unused_ids
@@ -131,6 +135,7 @@ class TextGenerator:
         *,
         use_cache: bool = ...,
         sliding: bool = ...,
+        constraint: Constraints = ...,
     ) -> Generation | list[Generation]: ...
 
     @overload
@@ -141,6 +146,7 @@ class TextGenerator:
         *,
         use_cache: bool = ...,
         sliding: bool = ...,
+        constraint: Constraints = ...,
     ) -> list[Generation]: ...
 
     def generate(
@@ -150,19 +156,24 @@ class TextGenerator:
         *,
         use_cache: bool = True,
         sliding: bool = False,
+        constraint: Constraints = None,
     ) -> Generation | list[Generation]:
         """写完再交。
 
         一段文本、一份 → 一个 Generation；其余都是列表：提示 0 的 num_return 份在前，再是提示 1 的。
         整个列表是一批：内存放不下时，请分几次给
+        constraint：只许写合格的，见 constraints.py；一条规则，或者每条提示一条（None 是不限）
         """
-        request = self._request(params, use_cache, sliding)
+        # 规则也收在请求里：与参数、开关一样，一次请求之内不变
+        request = self._request(params, use_cache, sliding, constraint)
         # ① 全部查过才开始写：第三条提示太长，不该等前两条写完才说
         encoded = request.encode([prompt] if isinstance(prompt, str) else list(prompt))
         with ready(list(self.model.modules())):
             # ② 束搜索：每条提示自己占一批，它的几条路就是几行
             if params.num_beams > 1:
-                found = [text for ids in encoded for text in best_texts(request, ids)]
+                # 每条提示各有各的规则；没有规则的是 None
+                pairs = zip(encoded, request.guides(len(encoded)), strict=True)
+                found = [text for ids, guide in pairs for text in best_texts(request, ids, guide)]
             # ③ 抽样与贪心：所有提示的所有份合成一批，一步一步，直到都写完
             else:
                 session = request.begin(encoded)
@@ -178,6 +189,7 @@ class TextGenerator:
         *,
         use_cache: bool = True,
         sliding: bool = False,
+        constraint: Constraints = None,
     ) -> Iterator[str]:
         """边写边交，每次是可以放心显示的一段：不会有半个字，也不会有停止串的开头。
 
@@ -191,7 +203,7 @@ class TextGenerator:
                     f"stream writes one text as it comes: {name} must be 1, "
                     f"got {getattr(params, name)}; use generate"
                 )
-        request = self._request(params, use_cache, sliding)
+        request = self._request(params, use_cache, sliding, constraint)
         # 与 generate 走同一个 Session，所以文字必然相同。
         # 带 yield 的函数要等到取第一段才开始执行，所以检查放在这里，yield 放在另一个函数里
         return self._pieces(request.begin(request.encode([prompt])))
@@ -210,12 +222,17 @@ class TextGenerator:
             if text:
                 yield text
 
-    def _request(self, params: SamplingParams, use_cache: bool, sliding: bool) -> Request:
+    def _request(
+        self, params: SamplingParams, use_cache: bool, sliding: bool, constraint: Constraints
+    ) -> Request:
         """把这次要用的东西收在一起，见 request.py。
 
         每次调用新建一个：生成器自己没有状态，两次调用互不影响
         """
-        return Request(self.model, self.tokenizer, params, use_cache, sliding, self.forbidden)
+        # 规则只在这里经过，真正用到它的是 session.py 与 best_texts.py
+        return Request(
+            *(self.model, self.tokenizer, params, use_cache, sliding, self.forbidden, constraint)
+        )
 
 
 def demo() -> None:

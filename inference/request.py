@@ -28,6 +28,9 @@ $$B = P \cdot n, \qquad \text{第 } b \text{ 行}
                  但 torch.manual_seed 之后仍可重现
     贪心         不用随机数，连取都不取
 
+规则（constraint）怎样分给各行：一条给所有的提示，或者每条提示一条；同一条提示的 n 份守同一条。
+名单由分词器与规则一起决定，各行共用；走到哪个状态，则记在各行自己那里（Continuation）。
+
 改哪里：多一个开关 → 在这里加字段，new_decoder 或 new_row 里用上；
        共用同一条提示的预填 → begin：先读一遍，再用缓存的 reorder 复制成几行。
 """
@@ -42,6 +45,7 @@ import torch
 from torch import Tensor
 
 from foundation.demonstration import run_demo
+from inference.constraints import Constraints, check_room, guide_for, per_prompt
 from inference.continuation import Continuation
 from inference.decoder import Decoder
 from inference.drawing import RowRandom
@@ -52,6 +56,7 @@ from inference.session import Session
 
 if TYPE_CHECKING:
     from gpt_model.model import GPT
+    from inference.token_guide import TokenGuide
     from tokenization.tokenizer import Tokenizer
 
 __all__ = ["Request"]
@@ -70,6 +75,7 @@ class Request:
     use_cache: bool = True  # False：每步从头读，慢，用来核对
     sliding: bool = False  # True：写满上下文后忘掉旧的一半，接着写
     forbidden: Tensor | None = None  # 词表中间的空缺，见 prompts.unused_ids
+    constraint: Constraints = None  # 一条规则给所有的提示，或者每条提示一条
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """跑模型之前，查出一切能查的错误。
@@ -78,13 +84,55 @@ class Request:
         """
         check_vocabulary(self.params, self.tokenizer.vocab_size)
         context = self.model.config.max_seq_len
-        return encode_prompts(prompts, self.tokenizer, context, sliding=self.sliding)
+        encoded = encode_prompts(prompts, self.tokenizer, context, sliding=self.sliding)
+        self._check_constraints(encoded)
+        return encoded
 
-    def new_row(self, ids: Sequence[int], random: RowRandom | None = None) -> Continuation:
-        """给人看的一半，还什么都没写；没有 random 就不抽样。"""
+    def _check_constraints(self, encoded: Sequence[Sequence[int]]) -> None:
+        """每条提示的规则都写得下吗？
+
+        错误：写不下、拼不出、与停止串同用 → ValueError，写明是第几条提示
+        借一行空的来问：还能写几个，由参数与上下文一起决定，算法只在 Continuation 里有一份
+        """
+        # 只有特殊词元的提示，后面写的算「开头」
+        # 这时 SentencePiece 一类会去掉开头的一个空格
+        special = set(self.tokenizer.special_tokens.values())
+        for index, (ids, guide) in enumerate(zip(encoded, self.guides(len(encoded)), strict=True)):
+            if guide is None:
+                continue
+            name = "the prompt" if len(encoded) == 1 else f"prompt {index}"
+            # 它在开头去掉一个空格，词元的字节与显示的就差了这一个
+            if self.tokenizer.kind == "sentencepiece" and special.issuperset(ids):
+                raise ValueError(
+                    f"{name} holds special tokens only; with a constraint and a "
+                    "SentencePiece tokenizer it needs at least 1 character"
+                )
+            # 规则的最短文本与余地，两个数都说得出
+            check_room(guide, self.new_row(ids).limit, name)
+
+    def guides(self, n_prompts: int) -> list[TokenGuide | None]:
+        """每条提示的名单；没有规则的是 None。
+
+        同一条规则共用一份，这次请求与下次也共用：名单算过的不再算
+        """
+        return [
+            # 名单的缓存在 constraints.py
+            None if rule is None else guide_for(rule, self.tokenizer, self.params)
+            for rule in per_prompt(self.constraint, n_prompts)
+        ]
+
+    def new_row(
+        self,
+        ids: Sequence[int],
+        random: RowRandom | None = None,
+        guide: TokenGuide | None = None,
+    ) -> Continuation:
+        """给人看的一半，还什么都没写；没有 random 就不抽样，没有 guide 就写什么都行。"""
         # 滑动时没有上限：满了就忘掉旧的，接着写
         context = None if self.sliding else self.model.config.max_seq_len
-        return Continuation(ids, self.tokenizer, self.params, context=context, random=random)
+        return Continuation(
+            ids, self.tokenizer, self.params, context=context, random=random, guide=guide
+        )
 
     def new_decoder(self, rows: Sequence[Sequence[int]]) -> Decoder:
         """模型看的一半，还什么都没读。
@@ -109,7 +157,7 @@ class Request:
         形状：P 条提示 → B = P·n 行，提示 0 的 n 份在前
         """
         rows = []
-        for ids in encoded:
+        for ids, guide in zip(encoded, self.guides(len(encoded)), strict=True):
             # 给了种子，每条提示都从它开始；没给，就各取一个新的
             seed = self.params.seed
             if seed is None and not self.params.is_greedy:
@@ -117,7 +165,7 @@ class Request:
             for sample in range(self.params.num_return):
                 # 每行一个独立的随机源：谁先写完退出，都不影响别人
                 random = None if seed is None else RowRandom(seed, sample)
-                rows.append(self.new_row(ids, None if self.params.is_greedy else random))
+                rows.append(self.new_row(ids, None if self.params.is_greedy else random, guide))
         return Session(rows, self.new_decoder([row.prompt_ids for row in rows]), self.params)
 
 
@@ -128,6 +176,7 @@ def demo() -> None:
     """
     from inference.poet import learn_poems
 
+    # 背过三首诗的小模型：温度高一些，几份就各不相同
     model, tokenizer, _ = learn_poems()
     model.eval()
 
@@ -140,6 +189,7 @@ def demo() -> None:
                 session.step()
         return [row.generation().text for row in session.rows]
 
+    # 行数 B = 2 条提示 × 2 份
     for seed in (7, None):
         print(f"种子 {seed}：提示「春」两份，「白日」两份")
         # 温度高一些，才看得出随机数不同；0 号是「文章结束」，禁用它好让各份一样长

@@ -1,6 +1,7 @@
 r"""一批文本同时往下写，一步里发生什么？——全部秘密都在 step() 里。
 
     ┌──▶ Decoder.next_logits     模型给每行的下一个词元打分       (B, V)
+    │    restrict                有规则的行，划掉会写坏的词元     (B, V)
     │    sample_next             惩罚、温度、淘汰，抽一个         (B,)
     │    Continuation.feed       每行收下自己的，该显示的显示，该停的停
     │    keep                    写完的行退出，后面的步子更轻
@@ -41,6 +42,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from foundation.demonstration import run_demo
+from inference.constraints import restrict
 from inference.continuation import Continuation, TokenNote, take_notes
 from inference.decoder import Decoder
 from inference.drawing import RowRandom
@@ -93,7 +95,9 @@ class Session:
         #    贪心的行没有随机源，uniforms 就是空的
         logits = self.decoder.next_logits()  # (B, V)
         uniforms = [row.random.next() for row in self.active if row.random is not None]
-        chosen = sample_next(logits, self.processors, self.history, uniforms or None)  # (B,)
+        #    规则在最前面：划掉的记作 −∞，后面的惩罚、温度、淘汰都不会把它变回来
+        scores = restrict(logits, [row.allowed() for row in self.active])  # (B, V)
+        chosen = sample_next(scores, self.processors, self.history, uniforms or None)  # (B,)
         tokens = chosen.tolist()  # 整步里唯一一次等 GPU 算完
         # ② 分给各行；要记对数概率的话，用模型原来的分数，不是惩罚、温度之后的
         notes: list[TokenNote | None] = [None] * len(tokens)

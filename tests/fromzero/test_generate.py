@@ -1,7 +1,9 @@
 """`fromzero generate`: text on stdout and nothing else, streamed, repeatable."""
 
 import io
+import json
 import os
+import re
 import shutil
 import sys
 
@@ -160,3 +162,44 @@ def test_a_terminal_is_not_disturbed_and_a_file_gets_every_byte(generate, monkey
     assert generate("--prompt", "p")[1] == "pa\x1b[2J\tb\n汉\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert generate("--prompt", "p")[1] == "pa·[2J\tb\n汉\n"
+
+
+def test_only_text_that_keeps_the_rule_is_written(generate, tmp_path):
+    schema = {"type": "object", "properties": {"a": {"enum": ["明月", 7]}}, "required": ["a"]}
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(schema), encoding="utf-8")
+    hot = ("--temperature", 5, "--prompt", "fox: ")
+    for options, pattern in (
+        (("--regex", r"\d{2}-[a-c]+"), r"\d{2}-[a-c]+"),
+        (("--choice", "yes", "--choice", "明月"), "yes|明月"),
+        (("--json-schema", file), r'\{"a": ?("明月"|7)\}'),
+        (("--json-schema", json.dumps(schema)), r'\{"a": ?("明月"|7)\}'),
+    ):
+        for seed in range(3):
+            code, out, _ = generate(*hot, *options, "--seed", seed, "--max-new-tokens", 40)
+            assert code == 0
+            assert re.fullmatch(pattern, out.removeprefix("fox: ").removesuffix("\n"))
+    code, out, _ = generate("--prompt", "fox: ", "--num-beams", 3, "--choice", "a", "--choice", "b")
+    assert code == 0
+    assert out.splitlines()[1] in ("fox: a", "fox: b")
+    assert "ended by complete" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--regex", "a", "--choice", "b"), "give one of --regex, --json-schema and --choice"),
+        (("--regex", "a(?=b)"), "position 1: lookahead (?= is not supported"),
+        (("--json-schema", '{"type": '), "--json-schema is not valid JSON"),
+        (("--json-schema", "absent.json"), "absent.json"),
+        (("--json-schema", '{"type": "date"}'), "type must be among object"),
+        (("--choice", ""), "choices[0] must be a text of at least 1 character"),
+        (("--regex", "a{70}", "--max-new-tokens", "5"), "leaves room for 5 new tokens"),
+        (("--choice", "a", "--stop", "a"), "would cut the text"),
+    ],
+)
+def test_a_bad_rule_is_one_line_and_code_2(generate, options, message):
+    code, out, err = generate("--prompt", "fox", *options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
