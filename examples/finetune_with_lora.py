@@ -18,9 +18,11 @@ from pathlib import Path
 import torch
 
 from finetuning.adapter_files import refuse_foreign_directory, save_adapter
+from finetuning.conversation_files import read_pairs
+from finetuning.conversations import Pair
 from finetuning.docstring_pairs import docstring_pairs
 from finetuning.lora import LoRAConfig, apply_lora, count_trainable, merge_lora
-from finetuning.sft import Pair, PairBatches, read_pairs
+from finetuning.packing import ConversationBatches
 from foundation.demonstration import use_utf8
 from foundation.devices import seed_everything
 from gpt_model.model import GPT
@@ -95,8 +97,10 @@ def main() -> None:
     directory = find_base(options)
     model, tokenizer = GPT.load(directory), Tokenizer.load(directory)
     (training, held_out), length = load_pairs(options), model.config.max_seq_len
-    batches = PairBatches(training, tokenizer, 16, length, seed=options.seed, too_long="skip")
-    exam = PairBatches(held_out[:200], tokenizer, 16, length, too_long="skip")
+    batches = ConversationBatches(
+        training, tokenizer, 16, length, seed=options.seed, too_long="skip"
+    )
+    exam = ConversationBatches(held_out[:200], tokenizer, 16, length, too_long="skip")
     print(f"① 底座 {directory}；训练 {len(batches):,} 题，留出 {len(exam)} 题", end="")
     print(f"（太长放不下的：{batches.n_skipped} 与 {exam.n_skipped} 题）")
 
@@ -116,7 +120,7 @@ def main() -> None:
 
     # ④ 它在读题吗？把答案配上别人的函数，损失应当变高
     shuffled = [Pair(held_out[i - 1].prompt, pair.answer) for i, pair in enumerate(held_out[:200])]
-    trainer.val_batches = PairBatches(shuffled, tokenizer, 16, length, too_long="skip").once
+    trainer.val_batches = ConversationBatches(shuffled, tokenizer, 16, length, too_long="skip").once
     other = trainer.evaluate().loss
     print(f"④ 题目张冠李戴时 {other:.3f}，差 {other - after:+.3f}：差得越多，说明它越是在读题")
 

@@ -22,7 +22,7 @@ $$\text{held out} \iff \mathrm{SHA256}(\text{module text})_{0..63} < f \cdot 2^{
 
 论文：Husain et al. 2019, CodeSearchNet（用函数与它的说明做数据）
 改哪里：题目怎样写，改 `PROMPT`；挑哪些函数，改 `pair_of` 里的几个条件；
-        换成自己的任务，写一个返回 Pair 列表的函数就够了，或者准备一个 jsonl（见 sft.py）。
+        换成自己的任务，写一个返回 Pair 列表的函数就够了，或者准备一个 jsonl，见 conversations.py。
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TypeAlias
 
-from finetuning.sft import Pair
+from finetuning.conversations import Pair
 from foundation.checks import check_float, check_int
 from foundation.demonstration import run_demo
 from training.corpus import load_corpus

@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING
 
 from foundation.checks import check_int
 from fromzero.arguments import parse_options
-from fromzero.option_types import MaybeInt, MaybePath, free_directory, harmless, open_model
+from fromzero.option_types import (
+    MaybeInt,
+    MaybePath,
+    MaybeText,
+    free_directory,
+    harmless,
+    open_model,
+)
 from fromzero.training_options import TrainingOptions, load_options
 
 if TYPE_CHECKING:
-    from finetuning.sft import Pair
+    from finetuning.sft import Encoded, Spoken
     from gpt_model.model import GPT
     from tokenization.tokenizer import Tokenizer
     from training.train_config import TrainConfig
@@ -45,9 +52,9 @@ class LoRAOptions:
 class Options:
     """Teach a model a new task with LoRA: only a few percent of the parameters are trained.
 
-    The task is a jsonl file with one {"prompt": ..., "answer": ...} per line; only the answer
-    counts in the loss. Without --data it is: a Python function, and the first line of its
-    docstring. The adapter is saved in PEFT's layout.
+    The task is a json or jsonl file of conversations: messages, ShareGPT, Alpaca or prompt and
+    response; only what the assistant says counts in the loss. Without --data it is: a Python
+    function, and the first line of its docstring. The adapter is saved in PEFT's layout.
 
     Examples:
         fromzero finetune
@@ -57,13 +64,15 @@ class Options:
     """
 
     data: MaybePath = None
-    """a jsonl file of pairs; without it functions and their docstrings from Python's library"""
-    prompt_key: str = "prompt"
-    """which key of a line holds the prompt"""
-    answer_key: str = "answer"
-    """which key of a line holds the answer"""
+    """json or jsonl; without it functions and their docstrings from Python's library"""
+    prompt_key: MaybeText = None
+    """pairs with keys of your own: which one holds the prompt"""
+    answer_key: MaybeText = None
+    """pairs with keys of your own: which one holds the answer"""
+    layout: str = "right"
+    """right or left (padding), or packed: several conversations in a row, unseen by each other"""
     held_out: float = 0.1
-    """the share of the pairs kept for validation"""
+    """the share of the conversations kept for validation"""
     model: MaybePath = None
     """a model or run directory to start from; without it, the newest one in runs/"""
     out: MaybePath = None
@@ -77,7 +86,7 @@ class Options:
     merge: MaybePath = None
     """also merge the adapter into the model and save that here"""
     max_length: MaybeInt = None
-    """pairs with more tokens are left out; without it the model's context"""
+    """conversations with more tokens are left out; without it the model's context"""
     lora: LoRAOptions = LoRAOptions()
     training: TrainingOptions = TrainingOptions(
         steps=300,
@@ -153,25 +162,32 @@ def run(options: Options) -> int:
     return 0
 
 
-def read(options: Options) -> tuple[list[Pair], list[Pair]]:
-    """The pairs to learn and the pairs held out: every n-th of the file, or whole modules."""
+def read(options: Options) -> tuple[Sequence[Spoken], Sequence[Spoken]]:
+    """What to learn and what is held out: every n-th of the file, or whole modules."""
+    from finetuning.conversation_files import read_conversations, read_pairs
     from finetuning.docstring_pairs import docstring_pairs
-    from finetuning.sft import read_pairs
     from foundation.checks import check_float
 
     check_float("held_out", options.held_out, exclusive_minimum=0.0, exclusive_maximum=1.0)
     if options.data is None:
         return docstring_pairs(held_out_fraction=options.held_out)
-    pairs = read_pairs(options.data, prompt_key=options.prompt_key, answer_key=options.answer_key)
+    pairs: Sequence[Spoken]
+    if options.prompt_key is None and options.answer_key is None:
+        pairs = read_conversations(options.data)
+    else:
+        keys = options.prompt_key or "prompt", options.answer_key or "answer"
+        pairs = read_pairs(options.data, prompt_key=keys[0], answer_key=keys[1])
     if len(pairs) < 2:
-        raise ValueError(f"{options.data} has 1 pair, at least 2 are needed: one is held out")
+        raise ValueError(
+            f"{options.data} has 1 conversation, at least 2 are needed: one is held out"
+        )
     every = max(2, round(1 / options.held_out))
     held_out = pairs[every - 1 :: every] or pairs[-1:]
-    seen = set(held_out)  # a pair that stands in the file twice must not be on both sides
+    seen = set(held_out)  # what stands in the file twice must not be on both sides
     training = [pair for pair in pairs if pair not in seen]
     if not training:
         raise ValueError(
-            f"{options.data}: all {len(pairs)} pairs are the same, none is left to learn"
+            f"{options.data}: all {len(pairs)} conversations are the same, none is left to learn"
         )
     return training, held_out
 
@@ -183,32 +199,35 @@ def build_trainer(
     tokenizer: Tokenizer,
     training: TrainConfig,
     options: Options,
-    pairs: tuple[list[Pair], list[Pair]],
+    pairs: tuple[Sequence[Spoken], Sequence[Spoken]],
     length: int,
 ) -> Trainer:
-    """The one training loop, with pairs for batches."""
+    """The one training loop, with conversations for batches."""
     from finetuning.adapter_files import AdapterHook
-    from finetuning.sft import PairBatches
+    from finetuning.packing import ConversationBatches
     from fromzero.train import OptionsHook
     from training.hooks import standard_hooks
     from training.trainer import Trainer
 
     batches, exam = (
-        PairBatches(
+        ConversationBatches(
             part,
             tokenizer,
             options.training.batch_size,
             length,
             seed=training.seed,
             too_long="skip",
+            layout=options.layout,
         )
         for part in pairs
     )
     skipped = batches.n_skipped + exam.n_skipped
-    print(f"pairs      {len(batches):,} to learn from, {len(exam):,} held out")
+    print(f"data       {len(batches):,} to learn from, {len(exam):,} held out")
+    show_sample(batches.encoded[0], tokenizer)
     if skipped:
         warnings.warn(
-            f"{skipped} pairs are longer than {length} tokens and are left out", stacklevel=2
+            f"{skipped} conversations are longer than {length} tokens and are left out",
+            stacklevel=2,
         )
     return Trainer(
         model,
@@ -220,16 +239,33 @@ def build_trainer(
     )
 
 
-def show_answers(model: GPT, tokenizer: Tokenizer, held_out: list[Pair], length: int) -> None:
-    """Let the model answer three prompts that it has not seen."""
+def show_sample(encoded: Encoded, tokenizer: Tokenizer) -> None:
+    """One conversation with what is learned in green and in brackets: a look before training."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from finetuning.sft import marked
+
+    print("one of them, what counts in the loss in ⟦ ⟧:")
+    text = marked(encoded, tokenizer)
+    spans = text.spans
+    text = Text(harmless(text.plain), spans=spans)
+    Console(highlight=False, soft_wrap=True).print(text)
+
+
+def show_answers(model: GPT, tokenizer: Tokenizer, held_out: Sequence[Spoken], length: int) -> None:
+    """Let the model answer three questions that it has not seen."""
+    from finetuning.sft import encode, question_of
     from inference.generator import TextGenerator
     from inference.sampling import SamplingParams
 
     generator = TextGenerator(model, tokenizer)
     params = SamplingParams(max_new_tokens=60, temperature=0.0)
-    fitting = [pair for pair in held_out if len(tokenizer.encode(pair.prompt)) < length]
-    for pair in fitting[:: max(1, len(fitting) // 3)][:3]:
-        (answer,) = generator.generate([pair.prompt], params)
-        print(f"\n--- prompt\n{pair.prompt.rstrip()}")
-        print(f"--- the model's answer\n{harmless(answer.text.strip())}\n--- wanted\n{pair.answer}")
+    questions = [(one, question_of(encode(one, tokenizer))) for one in held_out]
+    fitting = [(one, ids) for one, ids in questions if len(ids) < length]
+    for one, ids in fitting[:: max(1, len(fitting) // 3)][:3]:
+        (answer,) = generator.generate([ids], params)
+        print(f"\n--- prompt\n{harmless(tokenizer.decode(ids).rstrip())}")
+        print(f"--- the model's answer\n{harmless(answer.text.strip())}")
+        print(f"--- wanted\n{harmless(one.messages[-1].content)}")
     print()

@@ -72,11 +72,14 @@ def language_model_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
 
     形状：inputs、targets (B, T) → 标量、题数；目标是 −100 的位置两边都不算
     """
+    # 打包的几段各从 0 数起；不打包的由模型自己数
+    named = {} if batch.positions is None else {"positions": batch.positions}
     # 求和而不是平均：题数不同的批要先加起来，最后只除一次
     output = model(
         batch.inputs,
         batch.targets,
         document_ids=batch.document_ids,
+        **named,
         reduction="sum",
         need_logits=False,  # 训练只要损失：V 很大时省下的内存与时间都可观
     )

@@ -14,9 +14,10 @@ B 个起点一次取齐，得到两个 (B, T) 的张量；一次索引取完，�
                                                           │ 一次高级索引（fancy indexing）
     memmap uint16 (n,) ───────────────────────────────────▶ ids (B, T+1) ──▶ int64
 
-三样附带的信息：
+四样附带的信息：
     document_ids   每个位置属于第几篇文档。给了它，注意力就不跨文档（模型的 document_ids 参数）；
                    比较的只是「相等与否」，所以用全局的文档序号即可，不必从 0 数起
+    positions      每个位置是它那一段的第几个；一行里打包了几段时才要，每段从 0 数起
     window_ids     每行第一个词元在分片中的位置。损失突然成了 NaN 时，凭它回到原文去看
     −100           目标等于它的位置不算题：补齐的空位、提问的部分、填充，都用它盖住
 
@@ -79,7 +80,7 @@ Tokens: TypeAlias = "TokenSource | np.ndarray | Tensor | Sequence[int]"
 class Batch:
     """一批样本；建好就不再改，可以放心地交给后台线程或钩子（hook）。
 
-    形状：inputs、targets、document_ids 都是 (B, T)；window_ids 长 B
+    形状：inputs、targets、document_ids、positions 都是 (B, T)；window_ids 多半长 B
     类型：int64
     """
 
@@ -87,6 +88,7 @@ class Batch:
     targets: Tensor
     document_ids: Tensor | None = None
     window_ids: tuple[int, ...] = ()
+    positions: Tensor | None = None
 
     @cached_property
     def n_targets(self) -> int:
@@ -101,8 +103,13 @@ class Batch:
         """把张量搬到 device；已在那里的不复制。"""
         device = torch.device(device)
         document_ids = None if self.document_ids is None else _move(self.document_ids, device)
+        positions = None if self.positions is None else _move(self.positions, device)
         moved = Batch(
-            _move(self.inputs, device), _move(self.targets, device), document_ids, self.window_ids
+            _move(self.inputs, device),
+            _move(self.targets, device),
+            document_ids,
+            self.window_ids,
+            positions,
         )
         # 趁数据还在 CPU 上数好：到 GPU 上再数，CPU 就得停下来等它把手头的活干完。
         vars(moved)["n_targets"] = self.n_targets

@@ -1,20 +1,21 @@
-"""Pairs from a file, the mask of the prompt, batches as a pure function of (seed, index)."""
+"""From messages to tokens: what counts in the loss, what the model reads, what is shown."""
+
+import io
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from finetuning.sft import Pair, PairBatches, encode_pair, read_pairs
-from gpt_model.config import GPTConfig
-from gpt_model.model import GPT
+from finetuning.conversations import Conversation, Message, Pair
+from finetuning.sft import Encoded, Piece, encode, marked, question_of
+from inference.conversation import Conversation as Talk
 from tokenization.tokenizer import Tokenizer
 from training.batch import IGNORE_INDEX
 
 TEXT = "abcdefghij"
-TOKENIZER = Tokenizer.characters([TEXT])
+TOKENIZER = Tokenizer.characters([TEXT, "\n"])
 END = TOKENIZER.end_id
-PAIRS = [Pair("abc", "de"), Pair("a", "f"), Pair("hijab", "c"), Pair("ff", "gggg"), Pair("b", "a")]
 
 
 def ids(text):
@@ -23,7 +24,7 @@ def ids(text):
 
 @given(st.text(TEXT, min_size=1, max_size=9), st.text(TEXT, min_size=1, max_size=9))
 def test_only_the_answer_and_the_end_count(prompt, answer):
-    inputs, targets = encode_pair(Pair(prompt, answer), TOKENIZER)
+    inputs, targets = encode(Pair(prompt, answer), TOKENIZER)
     assert inputs == ids(prompt + answer)
     assert targets == [IGNORE_INDEX] * (len(prompt) - 1) + ids(answer) + [END]
 
@@ -31,7 +32,7 @@ def test_only_the_answer_and_the_end_count(prompt, answer):
 def test_prompt_and_answer_are_tokenized_apart():
     tokenizer = Tokenizer.train_bpe(["ab ab ab ab"], 258 + 1)
     assert len(tokenizer.encode("ab")) == 1
-    inputs, targets = encode_pair(Pair("a", "b"), tokenizer)
+    inputs, targets = encode(Pair("a", "b"), tokenizer)
     assert inputs == [*tokenizer.encode("a"), *tokenizer.encode("b")]
     assert targets == [*tokenizer.encode("b"), tokenizer.end_id]
 
@@ -39,119 +40,85 @@ def test_prompt_and_answer_are_tokenized_apart():
 @pytest.mark.parametrize("pair", [Pair("", "a"), Pair("a", "")])
 def test_empty_sides_are_refused(pair):
     with pytest.raises(ValueError, match="must not be empty"):
-        encode_pair(pair, TOKENIZER)
+        encode(pair, TOKENIZER)
 
 
 def test_a_tokenizer_without_an_end_is_refused():
     with pytest.raises(ValueError, match="no end token"):
-        encode_pair(PAIRS[0], Tokenizer.characters([TEXT], special_tokens=()))
+        encode(Pair("a", "b"), Tokenizer.characters([TEXT], special_tokens=()))
 
 
-def test_every_pair_once_in_each_epoch_in_an_order_of_its_own():
-    batches = PairBatches(PAIRS, TOKENIZER, 2, 16, seed=3)
-    seen = [number for index in range(50) for number in batches(index).window_ids]
-    epochs = [seen[first : first + 5] for first in range(0, 100, 5)]
-    assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 10
+WORDS = st.text(TEXT, min_size=1, max_size=6)
 
 
-def test_a_batch_is_a_pure_function_of_seed_and_index():
-    first, second = (PairBatches(PAIRS, TOKENIZER, 3, 16, seed=9) for _ in range(2))
-    late = [second(index).window_ids for index in (7, 2, 5)]
-    assert late == [first(index).window_ids for index in (7, 2, 5)]
-    assert any(
-        PairBatches(PAIRS, TOKENIZER, 3, 16, seed=10)(index).window_ids != first(index).window_ids
-        for index in range(4)
-    )
-    with pytest.raises(ValueError, match="index must be an integer >= 0, got -1"):
-        first(-1)
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4), st.none() | WORDS)
+def test_every_answer_counts_and_the_context_is_what_a_chat_reads(turns, system):
+    messages = [] if system is None else [Message("system", system)]
+    for question, answer in turns:
+        messages += [Message("user", question), Message("assistant", answer)]
+    inputs, targets = encode(Conversation(tuple(messages)), TOKENIZER)
+    counted = [target for target in targets if target != IGNORE_INDEX]
+    assert counted == [token for _, answer in turns for token in [*ids(answer), END]]
+    # the text that inference/conversation.py puts together for the last question
+    chat = Talk(TOKENIZER, 1000, 1)
+    if system is not None:
+        chat.remember(system, "")
+    for question, answer in turns[:-1]:
+        chat.remember(question, answer)
+    context, _ = chat.prompt(turns[-1][0])
+    assert inputs == ids(context + turns[-1][1])
+    assert question_of(Encoded(inputs, targets)) == ids(context)
+    # each target is the next token, or the end where the model should stop
+    for place, target in enumerate(targets[:-1]):
+        assert target in (IGNORE_INDEX, inputs[place + 1], END)
 
 
-def test_rows_are_the_pairs_padded_on_the_right():
-    batch = PairBatches(PAIRS, TOKENIZER, 5, 16)(0)
-    assert batch.inputs.shape == batch.targets.shape == (5, 6)
-    for row, number in enumerate(batch.window_ids):
-        inputs, targets = encode_pair(PAIRS[number], TOKENIZER)
-        assert batch.inputs[row, : len(inputs)].tolist() == inputs
-        assert batch.targets[row, : len(targets)].tolist() == targets
-        assert (batch.targets[row, len(targets) :] == IGNORE_INDEX).all()
-    assert batch.inputs.dtype == batch.targets.dtype == torch.int64
-    assert batch.n_targets == sum(len(pair.answer) + 1 for pair in PAIRS)
+def with_marks(messages):
+    """A format with a mark of its own after each answer, as chat templates have."""
+    pieces = []
+    for message in messages:
+        learned = message.role == "assistant"
+        pieces.append(Piece(ids("j"), False))
+        pieces.append(Piece(ids(message.content) + [END] * learned, learned))
+        pieces.append(Piece(ids("\n"), False))
+    return pieces
 
 
-def test_padding_changes_neither_loss_nor_gradient():
-    model = GPT(
-        GPTConfig(vocab_size=TOKENIZER.vocab_size, max_seq_len=16, dim=16, n_layers=2, n_heads=2)
-    )
-
-    def gradients(batches):
-        model.zero_grad()
-        loss = sum(model(b.inputs, b.targets, reduction="sum").loss for b in batches)
-        loss.backward()
-        return loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]
-
-    together = gradients([PairBatches(PAIRS, TOKENIZER, 5, 16)(0)])
-    alone = gradients([PairBatches([pair], TOKENIZER, 1, 16)(0) for pair in PAIRS])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+def test_another_format_comes_in_through_the_one_seam():
+    talk = Conversation(
+        (Message("user", "ab"), Message("assistant", "c"), Message("user", "d"),
+         Message("assistant", "ef"))
+    )  # fmt: skip
+    inputs, targets = encode(talk, TOKENIZER, with_marks)
+    whole = [*ids("jab\njc"), END, *ids("\njd\njef"), END]
+    assert inputs == whole[:-1]
+    hidden = [IGNORE_INDEX]
+    assert targets == [*hidden * 4, *ids("c"), END, *hidden * 5, *ids("ef"), END]
+    assert question_of(Encoded(inputs, targets)) == [*ids("jab\njc"), END, *ids("\njd\nj")]
 
 
-def test_a_held_out_pass_visits_each_pair_once_in_order():
-    batches = list(PairBatches(PAIRS, TOKENIZER, 2, 16).once())
-    assert [batch.window_ids for batch in batches] == [(0, 1), (2, 3), (4,)]
+def test_formats_that_leave_nothing_to_learn_or_to_read_are_refused():
+    pair = Pair("a", "b")
+    with pytest.raises(ValueError, match="nothing to learn"):
+        encode(pair, TOKENIZER, lambda messages: [Piece(ids("ab"), False)])
+    with pytest.raises(ValueError, match="needs something to answer"):
+        encode(pair, TOKENIZER, lambda messages: [Piece(ids("ab"), True)])
 
 
-def test_too_long_is_refused_or_skipped_never_cut():
-    with pytest.raises(ValueError, match=r"2 of 5 pairs .* max_length 5 tokens \(the longest: 6\)"):
-        PairBatches(PAIRS, TOKENIZER, 2, 5)
-    batches = PairBatches(PAIRS, TOKENIZER, 2, 5, too_long="skip")
-    assert (len(batches), batches.n_skipped) == (3, 2)
-    assert [batch.window_ids for batch in batches.once()] == [(0, 1), (4,)]
-    with pytest.raises(ValueError, match=r"no pair is left of 5: max_length is 1 "):
-        PairBatches(PAIRS, TOKENIZER, 2, 1, too_long="skip")
-    with pytest.raises(ValueError, match="too_long must be one of refuse, skip"):
-        PairBatches(PAIRS, TOKENIZER, 2, 5, too_long="cut")
-
-
-def write(tmp_path, text):
-    path = tmp_path / "pairs.jsonl"
-    path.write_bytes(text.encode("utf-8"))
-    return path
-
-
-def test_pairs_are_read_as_they_stand(tmp_path):
-    path = write(
-        tmp_path,
-        '\ufeff{"prompt": "问：\\n", "answer": "答 "}\r\n\r\n{"prompt":"a","answer":"b","x":1}',
-    )
-    assert read_pairs(path) == [Pair("问：\n", "答 "), Pair("a", "b")]
-    path = write(tmp_path, '{"question": "a", "reply": "b"}')
-    assert read_pairs(path, prompt_key="question", answer_key="reply") == [Pair("a", "b")]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "holds no pairs; write one JSON object per line"),
-        ("\n \n", "holds no pairs"),
-        ('{"prompt": "a", "answer": "b"}\n{"prompt": ', r"line 2 of .* is not valid JSON.*column"),
-        ('["a", "b"]', "line 1 of .* must hold a JSON object, got list"),
-        ('{"prompt": "a", "anwser": "b"}', "no key 'answer', only .*; did you mean 'anwser'"),
-        ("{}", "no key 'prompt', only nothing"),
-        ('{"prompt": "a", "answer": null}', "line 1 .*answer must be a non-empty string, got None"),
-        ('{"prompt": "a", "answer": 4}', "answer must be a non-empty string, got 4"),
-        ('{"prompt": "", "answer": "b"}', "prompt must be a non-empty string, got ''"),
-    ],
-)  # fmt: skip
-def test_bad_files_are_refused_with_line_and_key(tmp_path, text, message):
-    with pytest.raises(ValueError, match=message):
-        read_pairs(write(tmp_path, text))
-
-
-def test_bad_utf8_and_missing_files_are_named(tmp_path):
-    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9", "answer": "b"}')
-    with pytest.raises(
-        ValueError, match=r"latin\.jsonl is not valid UTF-8: byte 0xe9 at offset 15"
-    ):
-        read_pairs(tmp_path / "latin.jsonl")
-    with pytest.raises(ValueError, match="does not exist"):
-        read_pairs(tmp_path / "nothing.jsonl")
+def test_a_sample_is_readable_with_and_without_colour():
+    talk = Conversation(
+        (Message("user", "ab"), Message("assistant", "c"), Message("user", "d"),
+         Message("assistant", "ef"))
+    )  # fmt: skip
+    text = marked(encode(talk, TOKENIZER), TOKENIZER)
+    assert text.plain == "ab⟦c<|endoftext|>⟧\nd⟦ef<|endoftext|>⟧"
+    shown = {}
+    for colours in (True, False):
+        file = io.StringIO()
+        Console(file=file, force_terminal=colours, no_color=not colours, width=80).print(text)
+        shown[colours] = file.getvalue()
+    assert shown[False] == text.plain + "\n"
+    assert "\x1b[1;32m⟦c<|endoftext|>⟧\x1b[0m" in shown[True]
+    # characters that are cut between tokens are decoded together
+    tokenizer = Tokenizer.train_bpe(["x"], 258)
+    assert marked(encode(Pair("问", "答"), tokenizer), tokenizer).plain == "问⟦答<|endoftext|>⟧"

@@ -54,6 +54,7 @@ def test_an_adapter_is_learned_saved_merged_and_used(finetune, tiny_model, tmp_p
     first, last = map(float, re.search(r"loss ([\d.]+) -> ([\d.]+)", out).groups())
     assert last < first - 0.3
     assert "27 to learn from, 3 held out" in out
+    assert re.search(r"^the \d+\?\n⟦the lazy dog<\|endoftext\|>⟧$", out, flags=re.M)
     assert "the model's answer" in out
     assert sha256_file(tiny_model / "model.safetensors") == before
     adapter = tmp_path / "runs" / "ad" / "adapter"
@@ -121,7 +122,7 @@ def test_pairs_that_do_not_fit_are_left_out_and_it_says_so(finetune, pairs):
         file.write(json.dumps({"prompt": "the " * 30, "answer": "dog"}) + "\n")
     out, err = finetune("--max-length", "30", "--steps", "1", "--out", "runs/a")
     assert "27 to learn from" in out
-    assert err == "fromzero: warning: 1 pairs are longer than 30 tokens and are left out\n"
+    assert err == "fromzero: warning: 1 conversations are longer than 30 tokens and are left out\n"
 
 
 def test_pairs_are_split_without_overlap(tmp_path):
@@ -137,7 +138,7 @@ def test_pairs_are_split_without_overlap(tmp_path):
 def test_pairs_that_are_all_the_same_cannot_be_split(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a", "answer": "b"}\n' * 5, encoding="utf-8")
-    with pytest.raises(ValueError, match="all 5 pairs are the same"):
+    with pytest.raises(ValueError, match="all 5 conversations are the same"):
         read(Options(data=path))
 
 
