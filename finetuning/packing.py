@@ -37,7 +37,7 @@ $$\text{浪费} = 1 - \frac{\sum_i \ell_i}{B \cdot T}$$
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ from foundation.demonstration import run_demo
 from gpt_model.config import preset
 from gpt_model.model import GPT
 from tokenization.tokenizer import Tokenizer
+from training.accumulation import gradients_of, language_model_loss
 from training.batch import IGNORE_INDEX, Batch
 
 __all__ = ["LAYOUTS", "ConversationBatches", "pack"]
@@ -238,6 +239,8 @@ def demo() -> None:
     layouts = {
         layout: ConversationBatches(pairs, tokenizer, 9, 24, layout=layout) for layout in LAYOUTS
     }
+    # init_std 取大一些：注意力有了分明的偏好，看错一个词元就看得出来
+    model = GPT(preset("gpt-micro", vocab_size=tokenizer.vocab_size, n_layers=2, init_std=0.2))
 
     # 每段的长度是提问与答案之和；结束符只是目标，不占位置
     print("一、打包：第几段放进哪一行（每行至多 24 个词元）")
@@ -248,53 +251,8 @@ def demo() -> None:
     print("  空位：" + "，".join(f"{name} {b.waste():.0%}" for name, b in layouts.items()))
     assert layouts["packed"].waste() < 0.1 < layouts["right"].waste()
 
-    print("二、三种拼法，同一个损失、同一个梯度（没训练过的模型，位置表是学出来的那种）")
-    model = GPT(preset("gpt-micro", vocab_size=tokenizer.vocab_size, n_layers=2, init_std=0.2))
-    # init_std 取大一些：注意力有了分明的偏好，看错一个词元就看得出来
-    gradients = {}
-    for name, batches in layouts.items():
-        model.zero_grad()
-        for batch in batches.once():
-            # 语言模型的损失函数 language_model_loss 也是这样交给模型的
-            # 用损失之「和」来比：平均会因一批的题数不同而不同
-            model(
-                batch.inputs,
-                batch.targets,
-                positions=batch.positions,
-                document_ids=batch.document_ids,
-                reduction="sum",
-            ).loss.backward()
-        # 全部参数的梯度接成一个长向量，一个数也不漏
-        gradients[name] = torch.cat(
-            [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-        )
-        # 只差加法的次序：浮点的末几位
-        gap = float((gradients[name] - gradients["right"]).norm() / gradients["right"].norm())
-        print(f"  {name:7} ‖梯度‖ {float(gradients[name].norm()):.4f}，与右补齐相差 {gap:.0e}")
-        assert gap < 1e-5
-
-    print("三、串不串味：甲的损失，对各段词向量的梯度")
-    batch = layouts["packed"](0)
-    # 第一段没有前面的段可看，取第二段才验得出
-    assert batch.document_ids is not None
-    mine = batch.document_ids == 2  # 每一行的第二段
-    # 记下词向量那一层的输出：损失对它求导，就知道谁影响了谁
-    seen: list[torch.Tensor] = []
-    hook = model.token_embedding.register_forward_hook(
-        lambda _module, _args, output: seen.append(output)
-    )
-    # 同一批，说与不说「谁是谁」，各求一次导
-    for name, documents in (("说明了谁是谁", batch.document_ids), ("忘了说　　　", None)):
-        # 只留甲段的题目，别的全盖住
-        targets = torch.where(mine, batch.targets, IGNORE_INDEX)
-        loss = model(batch.inputs, targets, document_ids=documents, reduction="sum").loss
-        (slope,) = torch.autograd.grad(loss, seen[-1])
-        # 乙段的梯度里只要有一个不是 0，就是漏了
-        leak = float(slope[~mine].abs().max())
-        print(f"  {name} 自己 {float(slope[mine].abs().max()):.3f}，别的段 {leak:.3f}")
-        assert (leak == 0.0) == (documents is not None)
-    # 摘下钩子，模型恢复原样
-    hook.remove()
+    show_equal_gradients(model, layouts)
+    show_no_leak(model, layouts["packed"](0))
 
     # 悄悄截断的话，损失照样下降，只是学会了话说一半
     # 上限 8 个词元，有几段更长
@@ -304,6 +262,46 @@ def demo() -> None:
         raise AssertionError("a conversation longer than max_length must be refused")
     except ValueError as error:
         print(f"  ValueError: {error}")
+
+
+def show_equal_gradients(model: GPT, layouts: Mapping[str, ConversationBatches]) -> None:
+    """三种拼法的梯度逐个与右补齐的比：只差加法的次序。"""
+    print("二、三种拼法，同一个梯度（没训练过的模型，位置表是学出来的那种）")
+    gradients = {}
+    for name, batches in layouts.items():
+        model.zero_grad()
+        for batch in batches.once():
+            # 损失之「和」：平均会因一批的题数不同而不同
+            torch.autograd.backward(language_model_loss(model, batch)[0])
+        # 全部参数的梯度接成一个长向量，一个数也不漏
+        gradients[name] = torch.cat([g.flatten() for g in gradients_of(model.parameters())])
+        gap = float((gradients[name] - gradients["right"]).norm() / gradients["right"].norm())
+        print(f"  {name:7} ‖梯度‖ {float(gradients[name].norm()):.4f}，与右补齐相差 {gap:.0e}")
+        assert gap < 1e-5
+
+
+def show_no_leak(model: GPT, batch: Batch) -> None:
+    """甲段的损失对乙段词向量的梯度：说明了谁是谁，恰好是 0；忘了说，就不是。"""
+    print("三、串不串味：每行第二段的损失，对各段词向量的梯度")
+    assert batch.document_ids is not None
+    mine = batch.document_ids == 2  # 第一段没有前面的段可看，取第二段才验得出
+    # 记下词向量那一层的输出：损失对它求导，就知道谁影响了谁
+    seen: list[torch.Tensor] = []
+    hook = model.token_embedding.register_forward_hook(
+        lambda _module, _args, output: seen.append(output)
+    )
+    # 只留甲段的题目，别的全盖住
+    targets = torch.where(mine, batch.targets, IGNORE_INDEX)
+    # 同一批，说与不说「谁是谁」，各求一次导
+    for name, documents in (("说明了谁是谁", batch.document_ids), ("忘了说　　　", None)):
+        loss = model(batch.inputs, targets, document_ids=documents, reduction="sum").loss
+        (slope,) = torch.autograd.grad(loss, seen[-1])
+        # 乙段的梯度里只要有一个不是 0，就是漏了
+        leak = float(slope[~mine].abs().max())
+        print(f"  {name} 自己 {float(slope[mine].abs().max()):.3f}，别的段 {leak:.3f}")
+        assert (leak == 0.0) == (documents is not None)
+    # 摘下钩子，模型恢复原样
+    hook.remove()
 
 
 if __name__ == "__main__":

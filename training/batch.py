@@ -88,7 +88,7 @@ class Batch:
     targets: Tensor
     document_ids: Tensor | None = None
     window_ids: tuple[int, ...] = ()
-    positions: Tensor | None = None
+    positions: Tensor | None = None  # None：每行从 0 数起
 
     @cached_property
     def n_targets(self) -> int:
@@ -104,6 +104,7 @@ class Batch:
         device = torch.device(device)
         document_ids = None if self.document_ids is None else _move(self.document_ids, device)
         positions = None if self.positions is None else _move(self.positions, device)
+        # 没有的还是没有：模型据此走最快的路
         moved = Batch(
             _move(self.inputs, device),
             _move(self.targets, device),
@@ -111,6 +112,7 @@ class Batch:
             self.window_ids,
             positions,
         )
+        # 数过一次的题数也带过去
         # 趁数据还在 CPU 上数好：到 GPU 上再数，CPU 就得停下来等它把手头的活干完。
         vars(moved)["n_targets"] = self.n_targets
         return moved
