@@ -23,6 +23,9 @@ r"""适配器怎样存成文件，又怎样认出「这不是给这个模型的�
 底座的指纹放在 safetensors 的元数据里，不往 adapter_config.json 里添别人不认识的键；
 PEFT 写的目录没有指纹，就只看层与形状。
 
+底座若是四比特的 (QLoRA)，元数据里还有组的大小：读的人要先照样量化底座，
+再装适配器；不然学来补偿舍入误差的那一份，补在了没有误差的权重上。
+
 为什么不把整个模型存一份：底座几个吉字节，适配器几兆字节。一个底座配一百个任务，
 就是一个底座加一百个小目录，拷给别人也只拷那几兆。
 
@@ -40,8 +43,7 @@ PEFT 写的目录没有指纹，就只看层与形状。
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,18 +52,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from finetuning.adapters import adapted_layers, adapter_names
 from finetuning.base_check import (
     base_fingerprint,
+    quantization_of,
     refuse_missing_layers,
     refuse_other_base,
+    refuse_other_quantization,
     refuse_other_shapes,
 )
-from finetuning.lora import LoRAConfig, LowRankAdapter, apply_lora
-from finetuning.lora_config import first_pattern
-from finetuning.peft_config import config_from_peft, config_to_peft
+from finetuning.lora import LoRAConfig, LowRankAdapter, apply_lora, named_adapters
+from finetuning.peft_config import config_from_peft, config_to_peft, fitted_config
 from foundation.demonstration import run_demo
-from foundation.files import MANIFEST, atomic_directory, read_json, verify_manifest, write_json
+from foundation.files import (
+    MANIFEST,
+    atomic_directory,
+    read_json,
+    sort_metadata,
+    verify_manifest,
+    write_json,
+)
 from training.hook_base import Hook
 
 if TYPE_CHECKING:
@@ -70,6 +79,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterHook",
     "base_fingerprint",
+    "recorded_quantization",
     "load_adapter",
     "save_adapter",
     "write_adapter_files",
@@ -79,6 +89,8 @@ __all__ = [
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_KIND = "adapter"
+# 元数据里的两个键：底座的指纹；底座是四比特时，组有多大
+FINGERPRINT, GROUP_SIZE = "base_fingerprint", "base_4bit_group_size"
 # 保存会整个换掉目标目录；里面若有这几个以外的文件，那就不是一个适配器目录，不敢换
 OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, MANIFEST, "README.md"}
 
@@ -122,6 +134,7 @@ def write_adapter_files(
     与 `save_adapter` 分开，是为了训练的存档也能用：那里的目录与清单归检查点管
     错误：没有这个适配器、含 NaN → ValueError
     """
+    # 只有装了这个适配器的层；别的层不必写，读回来就是底座
     layers = named_adapters(model, adapter)
     # ① 转置成文件里的样子；.contiguous() 让转置真的发生，而不只是换一种看法。
     # .cpu() 让 GPU 上训练的也能存；.detach() 去掉梯度的账
@@ -140,8 +153,13 @@ def write_adapter_files(
     config = next(iter(layers.values())).config
     write_json(directory / CONFIG_FILE, config_to_peft(config, list(layers), base_name))
     # 元数据只能是字符串 → 字符串；PEFT 与别的工具不认识的键会跳过
-    metadata = {"format": "pt", "base_fingerprint": base_fingerprint(model)}
+    metadata = {"format": "pt", FINGERPRINT: base_fingerprint(model)}
+    # QLoRA：底座是怎样量化的也记下，读的人才知道要先做同样的事
+    group_size = quantization_of(model)
+    if group_size is not None:
+        metadata[GROUP_SIZE] = str(group_size)
     save_file(tensors, directory / WEIGHTS_FILE, metadata=metadata)
+    sort_metadata(directory / WEIGHTS_FILE)  # 库写元数据的次序是随机的
 
 
 class AdapterHook(Hook):
@@ -177,18 +195,21 @@ def load_adapter(
     错误：不是适配器目录、损坏、另一个底座、我们没有的选项 → ValueError，模型保持原样
     """
     directory = Path(directory)
+    # 三关都只看不动，动手的是最后一步
     # ① 文件本身是不是完好；清单是我们加的，PEFT 写的目录没有，就靠下面逐项检查
     refuse_not_an_adapter(directory)
     if (directory / MANIFEST).is_file():
         verify_manifest(directory)
     config, narrowed = config_from_peft(read_json(directory / CONFIG_FILE), directory / CONFIG_FILE)
     # 配置与权重各自说得通，还要彼此、与模型都对得上
-    weights, recorded = read_weights(directory / WEIGHTS_FILE)
+    weights, metadata = read_weights(directory / WEIGHTS_FILE)
+    recorded = metadata.get(FINGERPRINT)
     # ② 是不是给这个模型的：先看层与形状，再看指纹；都只看不动
     refuse_other_shapes(model, config, weights, directory)
     if not narrowed:
         refuse_missing_layers(model, config, weights, directory)
     if recorded is not None and not allow_other_base:
+        refuse_other_quantization(model, group_size_of(metadata), directory)
         refuse_other_base(model, recorded, directory)
     # ③ 装上空的，再把数填进去；层以文件里有的为准。装好就起作用，也可以接着训练
     apply_lora(model, fitted_config(config, weights), adapter)
@@ -196,33 +217,29 @@ def load_adapter(
     return model
 
 
-def named_adapters(model: nn.Module, adapter: str | None) -> dict[str, LowRankAdapter]:
-    """层的全名 → 名为 `adapter` 的适配器；None 表示起作用的那个。
+def recorded_quantization(directory: Path | str) -> int | None:
+    """这个适配器要的底座是四比特的吗：组有多大；普通的底座、PEFT 写的目录是 None。
 
-    没装这个适配器的层不在其中：每个适配器可以只改自己的那几层
-    错误：没有这个名字，或一个起作用的也没有 → ValueError
+    QLoRA 的 ΔW 是在舍入过的权重旁边学的，补偿着那些误差；配上没舍入的，反而多补了一次
+    只看文件的元数据；命令行据此先量化底座，再装适配器
     """
-    # 没装过适配器的模型，两样都是空的
-    layers, names = adapted_layers(model), adapter_names(model)
-    if adapter is None:
-        # set_adapter 对所有层用同一个名字，所以这里至多一个
-        adapter = next((layer.active for layer in layers.values() if layer.active), None)
-    # 写错了名字，把有的都列出来
-    if adapter is None or adapter not in names:
-        raise ValueError(f"no adapter {adapter!r}; there are: {', '.join(names) or 'none'}")
-    found = {}
-    for name, layer in layers.items():
-        # 别的适配器可能装在这一层，而这个没有
-        if adapter in layer.adapters:
-            module = layer.adapters[adapter]
-            # 别的种类的适配器（继承 AdaptedLinear 写的）有自己的格式，不归这里存
-            assert isinstance(module, LowRankAdapter)
-            found[name] = module
-    return found
+    directory = Path(directory)
+    # 先看目录对不对，报错才说得到点子上
+    refuse_not_an_adapter(directory)
+    return group_size_of(read_weights(directory / WEIGHTS_FILE)[1])
 
 
-def read_weights(path: Path) -> tuple[dict[str, dict[str, Tensor]], str | None]:
-    """safetensors → ({层的全名: {"A", "B", "magnitude"}}, 记下的指纹或 None)。
+def group_size_of(metadata: Mapping[str, str]) -> int | None:
+    """元数据都是字符串；没有这一项就是没有量化。
+
+    写坏了的当作没有：指纹那一关会拒绝
+    """
+    value = metadata.get(GROUP_SIZE)
+    return int(value) if value is not None and value.isdecimal() else None
+
+
+def read_weights(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+    """safetensors → ({层的全名: {"A", "B", "magnitude"}}, 元数据：指纹等，可以是空的)。
 
     例：base_model.model.blocks.0.attention.q_proj.lora_A.weight
         └── PREFIX ──┘ └────────── 层的全名 ──────────┘ └─ 尾巴 ─┘
@@ -250,7 +267,7 @@ def read_weights(path: Path) -> tuple[dict[str, dict[str, Tensor]], str | None]:
         # 掐头去尾，剩下的就是层的全名
         name = key[len(PREFIX) : -len(tail) - 1]
         layers.setdefault(name, {})[PARTS[tail]] = tensor
-    return layers, metadata.get("base_fingerprint")
+    return layers, dict(metadata)
 
 
 @torch.no_grad()
@@ -268,25 +285,6 @@ def fill_in(
         layer.B.copy_(weights[name]["B"].T)
         if layer.magnitude is not None:
             layer.magnitude.copy_(weights[name]["magnitude"])
-
-
-def fitted_config(config: LoRAConfig, names: Iterable[str]) -> LoRAConfig:
-    """把配置收窄到文件里真有的层，免得 `apply_lora` 多装了几层全零的。
-
-    一层也没匹配的 pattern 也去掉：PEFT 允许它们存在，而 `apply_lora` 会当作拼写错误拒绝。
-    """
-    # names 是字典的键，按文件里的先后
-    names = tuple(names)
-
-    # 逐条问：文件里的层，有没有一个被它匹配
-    def used(pattern: str) -> bool:
-        return any(first_pattern([pattern], name) for name in names)
-
-    # 例：PEFT 存的 rank_pattern 里有 k_proj，而这个适配器只改了 q_proj。
-    # 没用上的去掉，用上的原样保留
-    ranks = {pattern: rank for pattern, rank in config.rank_pattern.items() if used(pattern)}
-    alphas = {pattern: alpha for pattern, alpha in config.alpha_pattern.items() if used(pattern)}
-    return replace(config, target=names, rank_pattern=ranks, alpha_pattern=alphas)
 
 
 def refuse_non_finite(tensors: Mapping[str, Tensor], where: str) -> None:
@@ -332,7 +330,8 @@ def refuse_not_an_adapter(directory: Path) -> None:
             f"{directory} holds only adapter_model.bin, a pickle that can run code; "
             "ask its author for safetensors"
         )
-    # 两个文件缺一不可
+    # 两个文件缺一不可：只有配置的目录，多半是下载到一半
+    # 报第一个缺的：目录多半整个拿错了
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / name).is_file():
             raise ValueError(f"{directory} is not an adapter directory: {name} is missing")

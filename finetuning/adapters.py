@@ -35,6 +35,7 @@ from __future__ import annotations
 import copy as copying
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,7 @@ from torch import Tensor, nn
 
 from foundation.checks import nearest
 from foundation.demonstration import run_demo
+from inference.quantization import QuantizedLinear, dequantize
 
 __all__ = [
     "AdaptedLinear",
@@ -60,8 +62,12 @@ __all__ = [
 ]
 
 
+# 底座可以是四比特的：QLoRA 与 LoRA 的公式相同，只是 W 换成了还原的 Ŵ
+BaseLinear: TypeAlias = nn.Linear | QuantizedLinear
+
+
 class AdaptedLinear(nn.Module):
-    """一个冻结的 nn.Linear，加上若干个有名字的适配器；同一时刻至多一个起作用。
+    """一个冻结的线性层（普通的或四比特的），加上若干个有名字的适配器；同一时刻至多一个起作用。
 
     形状：x (…, d_in) → (…, d_out)，与底座相同
     类型：参数的名字在 state_dict 里是 <层>.base_layer.weight 与 <层>.adapters.<名字>.……
@@ -71,9 +77,9 @@ class AdaptedLinear(nn.Module):
     # 合并后的权重；None 表示没有合并
     merged_weight: Tensor | None
 
-    def __init__(self, base_layer: nn.Linear) -> None:
+    def __init__(self, base_layer: BaseLinear) -> None:
         super().__init__()
-        # 用组合而不用继承：底座整个放在里面，原封不动，将来换成量化过的线性层也一样
+        # 用组合而不用继承：底座整个放在里面，原封不动，换成量化过的线性层也一样
         self.base_layer = base_layer
         self.adapters = nn.ModuleDict()
         self.active: str | None = None
@@ -120,10 +126,9 @@ class AdaptedLinear(nn.Module):
         不共用，是为了接着训练任何一个，都不会悄悄改到另一个
         """
         base = self.base_layer
-        # 先在 meta 设备上造一个空壳：不分配内存，也不惊动随机数
+        # 先在 meta 设备上造一个空壳：不分配内存，也不惊动随机数；四比特的 weight 是还原出来的
         plain = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
         weight = base.weight.detach().clone() if self.current is None else self.effective_weight()
-        # 再放进真的张量；这一层没有起作用的适配器，就放底座的副本
         plain.weight = nn.Parameter(weight)
         if base.bias is not None:
             plain.bias = nn.Parameter(base.bias.detach().clone())
@@ -175,13 +180,13 @@ def merge_lora(model: nn.Module, *, copy: bool = True) -> nn.Module:
     """把起作用的适配器并入权重，返回一个普通模型：里面再没有适配器，全部参数可训练。
 
     公式：每层 W ← W′ = effective_weight()，偏置不变
+    四比特的层（装了适配器的与没装的）都换成普通的，权重是还原出来的：训练时用的正是它
     默认复制一份，原模型照旧可用、可继续训练；`copy=False` 就地替换，省一份内存，不能撤销。
     错误：模型里没有适配器 → ValueError
     """
     layers = adapted_layers(model)
     if not layers:
         raise ValueError("this model has no adapters; call apply_lora or load_adapter first")
-    # 先全部算好再动手：半路内存不够，原模型也还完好
     merged = {name: layer.merged_linear() for name, layer in layers.items()}
     if copy:
         # deepcopy 遇到备忘录 (memo) 里已有的对象就直接用：于是每个带适配器的层都「复制」成
@@ -191,6 +196,7 @@ def merge_lora(model: nn.Module, *, copy: bool = True) -> nn.Module:
     else:
         for name, linear in merged.items():
             replace_module(model, name, linear)
+    dequantize(model)  # 没装适配器的层里，也许还有四比特的
     # 底座原是冻结的；定稿的模型与刚读进来的一样，想接着全量训练也可以
     return model.requires_grad_(True)
 
@@ -238,14 +244,14 @@ def count_trainable(model: nn.Module) -> tuple[int, int]:
     return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
 
 
-def candidate_layers(model: nn.Module) -> dict[str, nn.Linear | AdaptedLinear]:
-    """可以装适配器的层：全部 nn.Linear；已装过的算它自己，不算里面的底座。
+def candidate_layers(model: nn.Module) -> dict[str, BaseLinear | AdaptedLinear]:
+    """可以装适配器的层：全部线性层；已装过的算它自己，不算里面的底座。
 
     模型自己就是一个 nn.Linear 时（全名是空的）不算：没法把自己换掉
     """
-    kinds = (nn.Linear, AdaptedLinear)
+    kinds = (nn.Linear, QuantizedLinear, AdaptedLinear)
     found = {name: m for name, m in model.named_modules() if name and isinstance(m, kinds)}
-    # 装过的层里面，底座也是一个 nn.Linear，不能在适配器里再装一层适配器
+    # 装过的层里面，底座也是线性层，不能在适配器里再装一层适配器
     inside = tuple(f"{name}." for name, m in found.items() if isinstance(m, AdaptedLinear))
     return {name: layer for name, layer in found.items() if not name.startswith(inside)}
 

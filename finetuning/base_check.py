@@ -31,18 +31,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from finetuning.adapters import adapted_layers, candidate_layers
+from finetuning.adapters import AdaptedLinear, adapted_layers, candidate_layers
 from finetuning.lora import LoRAConfig, apply_lora, lora_parameters
 from finetuning.lora_config import match_names
 from foundation.demonstration import run_demo
+from inference.quantization import quantized_layers
 
-__all__ = ["base_fingerprint", "refuse_missing_layers", "refuse_other_base", "refuse_other_shapes"]
+__all__ = ["base_fingerprint", "quantization_of", "refuse_missing_layers", "refuse_other_base"]
+__all__ += ["refuse_other_quantization", "refuse_other_shapes"]
 
 
 @torch.no_grad()
 def base_fingerprint(model: nn.Module) -> str:
     """底座全部权重的 SHA-256，64 个十六进制字符。
 
+    四比特的底座散列的是 q 与 s，所以与没量化的不同
     不变：装没装适配器、训练了几步适配器、以 float32 还是 bfloat16 打开、在哪个设备上
     要变：名字、形状、任何一个权重（变动大于 bfloat16 的一格，约千分之四）
     耗时：把权重从头到尾读一遍；只在存与读适配器时各算一次
@@ -94,7 +97,7 @@ def refuse_other_shapes(
     for name, parts in weights.items():
         layer = candidates[name]
         # 这一层可能已经装过别的适配器，那就看里面的底座
-        linear = layer if isinstance(layer, nn.Linear) else layer.base_layer
+        linear = layer.base_layer if isinstance(layer, AdaptedLinear) else layer
         rank = config.rank_of(name)
         # 照 nn.Linear 的习惯转置着存，见 adapter_files.py
         wanted: dict[str, tuple[int, ...]]
@@ -121,6 +124,38 @@ def refuse_missing_layers(
     # 多出来的层不在这里管：形状那一关已经看过，装的时候以文件为准
     if missing:
         raise ValueError(f"{directory} is incomplete: no tensors for {', '.join(missing[:3])}")
+
+
+def quantization_of(model: nn.Module) -> int | None:
+    """底座量化过吗：四比特的组有多大；没有量化就是 None。
+
+    随适配器存下：QLoRA 学的 ΔW 补偿了量化的误差，要配同样量化过的底座
+    """
+    # quantize 对所有层用同样大的组，看一层就够
+    return next((layer.group_size for layer in quantized_layers(model).values()), None)
+
+
+def refuse_other_quantization(model: nn.Module, recorded: int | None, directory: Path) -> None:
+    """训练时的底座是四比特的，这个模型也要是；反过来也一样。
+
+    先于指纹问：指纹必然不同，但「先量化」远比「指纹不同」有用
+    错误：ValueError，写明两边各是什么，该调用什么
+    """
+    found = quantization_of(model)
+    if found == recorded:
+        return
+    # 两边各说一遍是什么
+    kinds = [
+        "a plain base" if g is None else f"a 4-bit base, groups of {g}" for g in (recorded, found)
+    ]
+    # 该怎么办，取决于训练时的是哪一种
+    remedy = "load the base without quantizing it"
+    if recorded is not None:
+        remedy = f"call quantize(model, group_size={recorded}) on the plain base first"
+    raise ValueError(
+        f"{directory} was trained on {kinds[0]}, this model is {kinds[1]}; {remedy}, or pass "
+        "allow_other_base=True if you know that it fits"
+    )
 
 
 def refuse_other_base(model: nn.Module, recorded: str, directory: Path) -> None:

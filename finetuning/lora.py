@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from finetuning.adapters import (
     AdaptedLinear,
+    BaseLinear,
     adapted_layers,
     adapter_names,
     adapters_disabled,
@@ -71,6 +72,7 @@ __all__ = [
     "lora_parameters",
     "merge_in_place",
     "merge_lora",
+    "named_adapters",
     "set_adapter",
     "unmerge_lora",
 ]
@@ -84,7 +86,7 @@ class LowRankAdapter(nn.Module):
     类型：参数是 float32（底座是 float64 时为 float64），与底座的精度无关
     """
 
-    def __init__(self, base: nn.Linear, name: str, config: LoRAConfig) -> None:
+    def __init__(self, base: BaseLinear, name: str, config: LoRAConfig) -> None:
         super().__init__()
         weight, rank = base.weight, config.rank_of(name)
         # 半精度的底座也配 float32 的适配器：一步的改动常小于 bf16 的一格，加上去等于没加
@@ -205,7 +207,7 @@ def apply_lora(model: nn.Module, config: LoRAConfig, adapter: str = "default") -
     # ② 把挑中的 nn.Linear 换成包着它的 LoRALinear；已经换过的，再添一个适配器
     for name in chosen:
         layer = candidates[name]
-        if isinstance(layer, nn.Linear):
+        if not isinstance(layer, AdaptedLinear):
             layer = LoRALinear(layer).train(layer.training)
             replace_module(model, name, layer)
         low_rank = LowRankAdapter(layer.base_layer, name, config)
@@ -224,6 +226,31 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
     # 这个适配器不一定每层都有
     adapters = [layer.current for layer in adapted_layers(model).values()]
     return [p for adapter in adapters if adapter is not None for p in adapter.parameters()]
+
+
+def named_adapters(model: nn.Module, adapter: str | None) -> dict[str, LowRankAdapter]:
+    """层的全名 → 名为 `adapter` 的适配器；None 表示起作用的那个。
+
+    没装这个适配器的层不在其中：每个适配器可以只改自己的那几层
+    错误：没有这个名字，或一个起作用的也没有 → ValueError
+    """
+    # 没装过适配器的模型，两样都是空的
+    layers, names = adapted_layers(model), adapter_names(model)
+    if adapter is None:
+        # set_adapter 对所有层用同一个名字，所以这里至多一个
+        adapter = next((layer.active for layer in layers.values() if layer.active), None)
+    # 写错了名字，把有的都列出来
+    if adapter is None or adapter not in names:
+        raise ValueError(f"no adapter {adapter!r}; there are: {', '.join(names) or 'none'}")
+    found = {}
+    for name, layer in layers.items():
+        # 别的适配器可能装在这一层，而这个没有
+        if adapter in layer.adapters:
+            module = layer.adapters[adapter]
+            # 别的种类的适配器（继承 AdaptedLinear 写的）有自己的格式，不归这里存
+            assert isinstance(module, LowRankAdapter)
+            found[name] = module
+    return found
 
 
 def demo() -> None:

@@ -28,14 +28,15 @@ PEFT 是 Hugging Face 的微调库，网上的 LoRA 适配器大多是它的格�
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetuning.lora_config import REGEX_MARK, LoRAConfig
+from finetuning.lora_config import REGEX_MARK, LoRAConfig, first_pattern
 from foundation.demonstration import run_demo
 
-__all__ = ["config_from_peft", "config_to_peft"]
+__all__ = ["config_from_peft", "config_to_peft", "fitted_config"]
 
 # PEFT 的键 → 我们的字段；读与写都照它
 FIELDS = {
@@ -145,6 +146,25 @@ def refuse_unsupported(values: dict[str, Any], path: Path) -> None:
             f"{path}: init_lora_weights = {start!r} rewrites the base and is not supported; "
             "let PEFT convert it first (save_pretrained: path_initial_model_for_weight_conversion)"
         )
+
+
+def fitted_config(config: LoRAConfig, names: Iterable[str]) -> LoRAConfig:
+    """把配置收窄到文件里真有的层，免得 `apply_lora` 多装了几层全零的。
+
+    一层也没匹配的 pattern 也去掉：PEFT 允许它们存在，而 `apply_lora` 会当作拼写错误拒绝。
+    """
+    # names 是字典的键，按文件里的先后
+    names = tuple(names)
+
+    # 逐条问：文件里的层，有没有一个被它匹配
+    def used(pattern: str) -> bool:
+        return any(first_pattern([pattern], name) for name in names)
+
+    # 例：PEFT 存的 rank_pattern 里有 k_proj，而这个适配器只改了 q_proj。
+    # 没用上的去掉，用上的原样保留
+    ranks = {pattern: rank for pattern, rank in config.rank_pattern.items() if used(pattern)}
+    alphas = {pattern: alpha for pattern, alpha in config.alpha_pattern.items() if used(pattern)}
+    return replace(config, target=names, rank_pattern=ranks, alpha_pattern=alphas)
 
 
 def demo() -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "read_json",
     "read_text",
     "sha256_file",
+    "sort_metadata",
     "sweep_temporaries",
     "verify_manifest",
     "write_json",
@@ -92,6 +93,24 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all; NaN is refused."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order, in place.
+
+    The library writes several entries in a random order: the same weights, saved twice, would be
+    two different files, and a resumed run could not be told to equal an uninterrupted one.
+    """
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        if "__metadata__" not in header:
+            return
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        data = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(data) <= size, f"the header of {path} has grown from {size} to {len(data)}"
+        file.seek(8)
+        file.write(data.ljust(size))  # spaces at the end are part of the format
 
 
 def write_manifest(directory: Path, kind: str, extra: Mapping[str, Any] | None = None) -> None:

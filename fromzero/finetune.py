@@ -1,10 +1,10 @@
-"""`fromzero finetune`：用 LoRA 教一个模型新任务，只训练百分之几的参数。"""
+"""`fromzero finetune`：用对话教一个模型新任务；全量、LoRA 或 QLoRA。"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from fromzero.option_types import (
 from fromzero.training_options import TrainingOptions, load_options
 
 if TYPE_CHECKING:
+    from finetuning.lora_config import LoRAConfig
     from finetuning.sft import Encoded, Spoken
     from gpt_model.model import GPT
     from tokenization.tokenizer import Tokenizer
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from training.trainer import Trainer
 
 INTERRUPTED = 130
+METHODS = ("lora", "qlora", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class LoRAOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Teach a model a new task with LoRA: only a few percent of the parameters are trained.
+    """Teach a model a new task, with LoRA: only a few percent of the parameters are trained.
 
     The task is a json or jsonl file of conversations: messages, ShareGPT, Alpaca or prompt and
     response; only what the assistant says counts in the loss. Without --data it is: a Python
@@ -60,9 +62,13 @@ class Options:
         fromzero finetune
         fromzero finetune --data pairs.jsonl --model runs/gpt-micro --out runs/my-adapter
         fromzero finetune --data pairs.jsonl --r 16 --steps 500 --merge runs/my-model
+        fromzero finetune --data talks.json --method qlora --layout packed
+        fromzero finetune --data talks.json --method full --out runs/my-model
         fromzero finetune --resume runs/my-adapter
     """
 
+    method: str = "lora"
+    """lora; qlora (the frozen base in 4 bits: the least memory); full (every weight)"""
     data: MaybePath = None
     """json or jsonl; without it functions and their docstrings from Python's library"""
     prompt_key: MaybeText = None
@@ -76,7 +82,7 @@ class Options:
     model: MaybePath = None
     """a model or run directory to start from; without it, the newest one in runs/"""
     out: MaybePath = None
-    """the run directory, with the adapter in its folder adapter; without it a new one in runs/"""
+    """the run directory, with the result in its folder adapter or model; else a new one in runs/"""
     overwrite: bool = False
     """replace the run that is already in --out"""
     resume: MaybePath = None
@@ -98,37 +104,44 @@ class Options:
     )
 
 
+# Every number moves: the steps must be smaller than those of an adapter that starts at zero.
+FULL = replace(Options.training, learning_rate=1e-4, weight_decay=0.01)
+
+
 def parse(arguments: Sequence[str], *, program: str) -> Options | None:
     """Read the options; an earlier run's are the defaults when one is resumed."""
     options = parse_options(Options, arguments, program=program)
-    if options is None or options.resume is None:
+    if options is None or (options.resume is None and options.method != "full"):
         return options
-    defaults = load_options(Options, options.resume)
+    if options.resume is not None:
+        defaults = load_options(Options, options.resume)
+    else:
+        defaults = Options(method="full", training=FULL)
     return parse_options(Options, arguments, program=program, defaults=defaults)
 
 
 def run(options: Options) -> int:
-    """Base model and pairs → adapter."""
-    from finetuning.adapter_files import load_adapter, save_adapter
-    from finetuning.lora import LoRAConfig, apply_lora, count_trainable, merge_lora
+    """Base model and conversations → adapter, or a whole model."""
+    from finetuning.lora import LoRAConfig, count_trainable
     from foundation.devices import seed_everything
-    from training.checkpoint_list import best_checkpoint
     from training.run_directory import RunDirectory
 
     # ① everything that can be wrong is found before anything takes long
+    check_method(options)
     training = options.training.to_config()
     lora = LoRAConfig(**vars(options.lora))
     pairs = read(options)
     resuming = options.resume is not None
-    out = options.resume or options.out or free_directory(Path("runs"), "adapter")
+    name = "finetuned" if options.method == "full" else "adapter"
+    out = options.resume or options.out or free_directory(Path("runs"), name)
     with RunDirectory(out).claimed(resume=resuming, overwrite=options.overwrite):
         pass
     model, tokenizer, base = open_model(options.model, options.training.device, "fp32")
     limit = model.config.max_seq_len
     length = check_int("max_length", options.max_length or limit, 1, limit)
-    # ② the base is frozen, two thin matrices beside each chosen layer are not
+    # ② full: all of it; otherwise the base is frozen, two thin matrices beside each layer are not
     seed_everything(training.seed)
-    apply_lora(model, lora)
+    make_trainable(model, options.method, lora)
     trainable, total = count_trainable(model)
     written = replace(options, out=out, model=base, resume=None, overwrite=False)
     trainer = build_trainer(out, base, model, tokenizer, training, written, pairs, length)
@@ -139,27 +152,82 @@ def run(options: Options) -> int:
     result = trainer.fit(
         resume=resuming, overwrite=options.overwrite, allow_changes=options.allow_changes
     )
-    # ③ keep the best: an adapter is small, so every checkpoint holds a whole one
-    best = best_checkpoint(out)
-    if best is not None and best.step != result.step:
-        model, _, _ = open_model(base, options.training.device, "fp32")
-        load_adapter(model, best.directory)
-    save_adapter(model, out / "adapter", base_name=str(base))
-    size = sum(path.stat().st_size for path in (out / "adapter").iterdir())
+    # ③ keep the best step
     print(f"held out   loss {before:.4f} -> {result.best_loss or before:.4f} (answers only)")
-    print(f"adapter    {out / 'adapter'}, {size / 1000:.0f} kB")
-    plain = merge_lora(model)
-    assert isinstance(plain, type(model))
-    if options.merge is not None:
-        plain.save(options.merge, tokenizer)
-        print(f"merged     {options.merge}")
+    plain, where = keep_best(options, base, out, tokenizer)
     if result.interrupted:
         print(f"to go on: fromzero finetune --resume {out}", flush=True)
         return INTERRUPTED
     show_answers(plain, tokenizer, pairs[1], length)
-    where = f"--model {options.merge}" if options.merge else f"--model {base} --adapter {out}"
     print(f"go on: fromzero generate {where} --prompt ...")
     return 0
+
+
+def check_method(options: Options) -> None:
+    """Refuse options that the method would not look at."""
+    from foundation.checks import check_choice
+
+    check_choice("method", options.method, METHODS)
+    if options.method != "full":
+        return
+    for field in fields(LoRAOptions):
+        given = getattr(options.lora, field.name)
+        if given != field.default:
+            raise ValueError(
+                f"--method full trains every weight and has no {field.name}, got {given}; "
+                "leave it out, or give --method lora"
+            )
+    if options.merge is not None:
+        raise ValueError(
+            "--merge joins an adapter with its base; --method full has no adapter and writes "
+            "a plain model to the folder model of --out"
+        )
+
+
+def make_trainable(model: GPT, method: str, lora: LoRAConfig) -> None:
+    """Change the model in place, so that `requires_grad` says what is trained."""
+    from finetuning.lora import apply_lora
+    from inference.quantization import quantize
+
+    if method == "qlora":
+        quantize(model)
+    if method != "full":
+        apply_lora(model, lora)
+
+
+def keep_best(options: Options, base: Path, out: Path, tokenizer: Tokenizer) -> tuple[GPT, str]:
+    """Save the best step as a model or an adapter; return a plain model and how to name it.
+
+    The base is read again in 32 bits: training may have rounded the frozen copy.
+    """
+    from finetuning.adapter_files import load_adapter, save_adapter
+    from finetuning.lora import merge_lora
+    from gpt_model.model import GPT
+    from inference.quantization import quantize
+    from training.checkpoint_list import best_checkpoint, latest_checkpoint
+
+    best = best_checkpoint(out) or latest_checkpoint(out)
+    if best is None:  # stopped before the first step
+        return open_model(base, options.training.device, "fp32")[0], f"--model {base}"
+    if options.method == "full":
+        model = GPT.load(best.directory, "cpu")
+        model.save(out / "model", tokenizer)
+        print(f"model      {out / 'model'}")
+        return model, f"--model {out / 'model'}"
+    model, _, _ = open_model(base, options.training.device, "fp32")
+    if options.method == "qlora":
+        quantize(model)
+    load_adapter(model, best.directory)
+    save_adapter(model, out / "adapter", base_name=str(base))
+    size = sum(path.stat().st_size for path in (out / "adapter").iterdir())
+    print(f"adapter    {out / 'adapter'}, {size / 1000:.0f} kB")
+    plain = merge_lora(model, copy=False)
+    assert isinstance(plain, GPT)
+    if options.merge is None:
+        return plain, f"--model {base} --adapter {out}"
+    plain.save(options.merge, tokenizer)
+    print(f"merged     {options.merge}")
+    return plain, f"--model {options.merge}"
 
 
 def read(options: Options) -> tuple[Sequence[Spoken], Sequence[Spoken]]:
@@ -229,13 +297,16 @@ def build_trainer(
             f"{skipped} conversations are longer than {length} tokens and are left out",
             stacklevel=2,
         )
+    full = options.method == "full"
+    hooks = [] if full else [AdapterHook(str(base))]
     return Trainer(
         model,
         batches,
         config=training,
-        hooks=[*standard_hooks(), AdapterHook(str(base)), OptionsHook(options)],
+        hooks=[*standard_hooks(), *hooks, OptionsHook(options)],
         val_batches=exam.once,
         run_dir=out,
+        tokenizer=tokenizer if full else None,  # makes each checkpoint a whole model directory
     )
 
 

@@ -193,11 +193,16 @@ def open_model(
             f"vocab_size is {model.config.vocab_size}; they do not belong together"
         )
     if adapter is not None:
-        from finetuning.adapter_files import load_adapter
+        from finetuning.adapter_files import load_adapter, recorded_quantization
         from finetuning.lora import merge_lora
+        from inference.quantization import quantize
 
         inner = adapter / "adapter"  # where a run of `fromzero finetune` keeps it
-        load_adapter(model, inner if inner.is_dir() else adapter)
+        inner = inner if inner.is_dir() else adapter
+        group_size = recorded_quantization(inner)
+        if group_size is not None:  # QLoRA: the change was learned beside the rounded weights
+            quantize(model, group_size=group_size)
+        load_adapter(model, inner)
         merged = merge_lora(model)
         assert isinstance(merged, GPT)
         model = merged

@@ -2,8 +2,11 @@ import json
 import os
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from foundation import files
 from foundation.files import (
@@ -11,6 +14,7 @@ from foundation.files import (
     atomic_file,
     read_json,
     read_text,
+    sort_metadata,
     sweep_temporaries,
     verify_manifest,
     write_json,
@@ -196,3 +200,24 @@ def test_a_failing_write_keeps_the_old_text(tmp_path, monkeypatch):
         write_text(path, "new")
     assert path.read_text(encoding="utf-8") == "old"
     assert names(tmp_path) == ["t.txt"]
+
+
+def test_equal_weights_with_equal_metadata_are_equal_files(tmp_path):
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.bfloat16)}
+    metadata = {name: f"{name}: “值”\n\t/" for name in "zyxw"}
+    contents = set()
+    for number in range(20):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(tensors, path, metadata=metadata)
+        size = path.stat().st_size
+        sort_metadata(path)
+        assert path.stat().st_size == size
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == metadata
+        assert all(torch.equal(file.get_tensor(name), tensors[name]) for name in tensors)
+    # a file without metadata of its own is left readable
+    save_file(tensors, path)
+    sort_metadata(path)
+    assert load_file(path).keys() == tensors.keys()

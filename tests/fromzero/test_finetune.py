@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,11 +14,15 @@ import pytest
 import torch
 
 import fromzero
+from finetuning.adapter_files import load_adapter
 from finetuning.lora_config import LoRAConfig
 from foundation.files import sha256_file
-from fromzero.finetune import LoRAOptions, Options, read
+from fromzero.finetune import LoRAOptions, Options, parse, read
 from fromzero.main import main
+from fromzero.option_types import open_model
+from gpt_model.huggingface import model_from_huggingface
 from gpt_model.model import GPT
+from tokenization.tokenizer import Tokenizer
 
 QUICK = ["--steps", "30", "--batch-size", "4", "--eval-every", "15", "--learning-rate", "0.02"]
 
@@ -180,3 +185,125 @@ def test_merged_model_is_a_plain_model(finetune):
     names = GPT.load("merged").state_dict()
     assert not any("lora" in name or "base_layer" in name for name in names)
     assert all(torch.isfinite(tensor).all() for tensor in names.values())
+
+
+@pytest.fixture
+def talks(tmp_path):
+    """Two turns each, as messages and as ShareGPT, in one list."""
+    path = tmp_path / "talks.json"
+    listed = []
+    for n in range(24):
+        said = [("user", f"fox {n}?"), ("assistant", "the"), ("user", "and?"), ("assistant", "dog")]
+        messages = [{"role": role, "content": text} for role, text in said]
+        gpt = {"user": "human", "assistant": "gpt"}
+        turns = [{"from": gpt[role], "value": text} for role, text in said]
+        listed.append({"messages": messages} if n % 2 else {"conversations": turns})
+    path.write_text(json.dumps(listed, indent=1), encoding="utf-8")
+    return path
+
+
+def losses(out):
+    return tuple(map(float, re.search(r"held out +loss ([\d.]+) -> ([\d.]+)", out).groups()))
+
+
+@pytest.mark.parametrize("layout", ["right", "left", "packed"])
+def test_conversations_are_learned_in_every_layout(finetune, talks, layout):
+    out, err = finetune("--data", str(talks), "--layout", layout, "--out", "runs/a")
+    first, last = losses(out)
+    assert last < first - 0.3
+    assert err == ""
+    assert re.search(r"^fox \d+\?⟦the<\|endoftext\|>⟧\nand\?⟦dog<\|endoftext\|>⟧$", out, flags=re.M)
+
+
+def test_full_finetuning_ends_in_a_model_directory(finetune, tiny_model, talks, tmp_path):
+    before = sha256_file(tiny_model / "model.safetensors")
+    words = ["--data", str(talks), "--method", "full", "--out", "runs/f", "--save-every", "10"]
+    out, err = finetune(*words, "--learning-rate", "0.003")
+    assert err == ""
+    first, last = losses(out)
+    assert last < first - 0.3
+    assert sha256_file(tiny_model / "model.safetensors") == before
+    assert not (tmp_path / "runs/f/adapter").exists()
+    model = GPT.load(tmp_path / "runs/f/model")
+    base = GPT.load(tiny_model)
+    changed = [
+        name
+        for name, tensor in model.state_dict().items()
+        if not torch.equal(tensor, base.state_dict()[name])
+    ]
+    assert len(changed) == len(base.state_dict())
+    greedy = ["--prompt", "fox 7?", "--temperature", "0", "--max-new-tokens", "4"]
+    assert main(["generate", "--model", "runs/f/model", *greedy]) == 0
+    # resumed from the middle: the same model
+    for step in sorted((tmp_path / "runs/f").glob("step-*"))[1:]:
+        shutil.rmtree(step)
+    shutil.move(tmp_path / "runs/f/model", tmp_path / "first")
+    assert main(["finetune", "--resume", "runs/f"]) == 0
+    names = [tmp_path / "first", tmp_path / "runs/f/model"]
+    assert len({sha256_file(name / "model.safetensors") for name in names}) == 1
+
+
+def test_full_finetuning_has_a_smaller_learning_rate_of_its_own():
+    full = parse(["--method", "full"], program="p")
+    assert full.training.learning_rate == 1e-4
+    assert full.training.steps == Options().training.steps
+    given = parse(["--method", "full", "--learning-rate", "0.5"], program="p")
+    assert given.training.learning_rate == 0.5
+    assert parse([], program="p") == Options()
+
+
+def test_qlora_learns_beside_four_bits_and_is_used_beside_them(finetune, tiny_model, talks, capsys):
+    out, err = finetune(
+        "--data", str(talks), "--method", "qlora", "--merge", "m", "--out", "runs/q"
+    )
+    assert err == ""
+    first, last = losses(out)
+    assert last < first - 0.3
+    # the merged model is plain, and the adapter beside the (rounded) base is the same model
+    plain = GPT.load("m")
+    assert not any("packed" in name for name in plain.state_dict())
+    opened, _, _ = open_model(tiny_model, adapter=Path("runs/q"))
+    ids = torch.arange(12)[None]
+    torch.testing.assert_close(opened(ids).logits, plain(ids).logits)
+    unrounded = load_adapter(GPT.load(tiny_model), "runs/q/adapter", allow_other_base=True)
+    assert (unrounded(ids).logits - plain(ids).logits).abs().max() > 1e-3
+    # resumed from the middle: the same adapter
+    steps = sorted(Path("runs/q").glob("step-*"))
+    before = sha256_file(Path("runs/q/adapter/adapter_model.safetensors"))
+    shutil.rmtree(steps[-1])
+    assert main(["finetune", "--resume", "runs/q"]) == 0
+    assert sha256_file(Path("runs/q/adapter/adapter_model.safetensors")) == before
+
+
+def test_an_imported_model_is_finetuned(finetune, tmp_path, talks, tiny_model):
+    """GPT-2 from Hugging Face, with random weights."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = Tokenizer.load(tiny_model)
+    config = transformers.GPT2Config(
+        vocab_size=tokenizer.vocab_size, n_positions=64, n_embd=32, n_layer=2, n_head=2
+    )
+    torch.manual_seed(0)
+    theirs = transformers.GPT2LMHeadModel(config)
+    model = model_from_huggingface(theirs.config.to_dict(), theirs.state_dict())
+    model.save(tmp_path / "gpt2", tokenizer)
+    for method in ("lora", "qlora", "full"):
+        words = ["--model", str(tmp_path / "gpt2"), "--method", method, "--learning-rate", "0.01"]
+        out, _ = finetune("--data", str(talks), *words, "--out", f"runs/{method}")
+        first, last = losses(out)
+        assert last < first - 0.3, method
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "lor"], ["method must be one of lora, qlora, full", "'lor'"]),
+        (["--method", "full", "--r", "4"], ["--method full", "no r, got 4"]),
+        (["--method", "full", "--merge", "m"], ["--merge", "plain model"]),
+        (["--layout", "middle"], ["layout must be one of right, left, packed"]),
+    ],
+)
+def test_mistakes_of_method_and_layout_are_one_line(finetune, options, words):
+    out, err = finetune(*options, expect=2)
+    assert err.splitlines()[-1].startswith("fromzero: error: ")
+    for word in words:
+        assert word in err.splitlines()[-1]
