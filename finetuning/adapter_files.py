@@ -54,13 +54,14 @@ from torch import Tensor, nn
 
 from finetuning.base_check import (
     base_fingerprint,
+    named_adapters,
     quantization_of,
     refuse_missing_layers,
     refuse_other_base,
     refuse_other_quantization,
     refuse_other_shapes,
 )
-from finetuning.lora import LoRAConfig, LowRankAdapter, apply_lora, named_adapters
+from finetuning.lora import LoRAConfig, LowRankAdapter, apply_lora
 from finetuning.peft_config import config_from_peft, config_to_peft, fitted_config
 from foundation.demonstration import run_demo
 from foundation.files import (
@@ -309,6 +310,7 @@ def refuse_foreign_directory(directory: Path) -> None:
     inside = directory.iterdir() if directory.is_dir() else ()
     # 空目录可以用；上次存的适配器可以换；README.md 是 PEFT 顺手写的说明
     foreign = sorted(path.name for path in inside if path.name not in OWN_FILES)
+    # 隐藏文件也算：目录里有 .git，就更不该整个换掉
     # 列出几个，用户一看就知道指错了地方
     if foreign:
         raise ValueError(

@@ -31,13 +31,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from finetuning.adapters import AdaptedLinear, adapted_layers, candidate_layers
-from finetuning.lora import LoRAConfig, apply_lora, lora_parameters
+from finetuning.adapters import (
+    AdaptedLinear,
+    adapted_layers,
+    adapter_names,
+    candidate_layers,
+)
+from finetuning.lora import LoRAConfig, LowRankAdapter, apply_lora, lora_parameters
 from finetuning.lora_config import match_names
 from foundation.demonstration import run_demo
 from inference.quantization import quantized_layers
 
-__all__ = ["base_fingerprint", "quantization_of", "refuse_missing_layers", "refuse_other_base"]
+__all__ = [
+    "base_fingerprint",
+    "named_adapters",
+    "quantization_of",
+    "refuse_missing_layers",
+    "refuse_other_base",
+]
 __all__ += ["refuse_other_quantization", "refuse_other_shapes"]
 
 
@@ -61,15 +72,42 @@ def base_fingerprint(model: nn.Module) -> str:
         # 装了适配器的层，名字里多一节 base_layer，去掉就和没装时一样
         # 例：blocks.0.attention.q_proj.base_layer.weight → blocks.0.attention.q_proj.weight
         name = name.replace(".base_layer.", ".")
+        # 名字也散列进去：两层的权重互换，就不是同一个模型了
         # 形状也散列进去：(2, 3) 与 (3, 2) 的字节可以一样
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        # 整数的表（例如编号）不能舍入，原样散列
+        # 整数的表（例如编号、四比特的 q）不能舍入，原样散列
         if tensor.is_floating_point():
             tensor = tensor.to(torch.bfloat16)
         # 按字节看：hashlib 直接读这块内存，不必再抄一份
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(memoryview(flat.numpy()))
     return digest.hexdigest()
+
+
+def named_adapters(model: nn.Module, adapter: str | None) -> dict[str, LowRankAdapter]:
+    """层的全名 → 名为 `adapter` 的适配器；None 表示起作用的那个。
+
+    没装这个适配器的层不在其中：每个适配器可以只改自己的那几层
+    错误：没有这个名字，或一个起作用的也没有 → ValueError
+    """
+    # 没装过适配器的模型，两样都是空的：
+    # 那就一定是写错了，下面会说出来
+    layers, names = adapted_layers(model), adapter_names(model)
+    if adapter is None:
+        # set_adapter 对所有层用同一个名字，所以这里至多一个
+        adapter = next((layer.active for layer in layers.values() if layer.active), None)
+    # 写错了名字，把有的都列出来
+    if adapter is None or adapter not in names:
+        raise ValueError(f"no adapter {adapter!r}; there are: {', '.join(names) or 'none'}")
+    found = {}
+    for name, layer in layers.items():
+        # 别的适配器可能装在这一层，而这个没有
+        if adapter in layer.adapters:
+            module = layer.adapters[adapter]
+            # 别的种类的适配器（继承 AdaptedLinear 写的）有自己的格式，不归这里存
+            assert isinstance(module, LowRankAdapter)
+            found[name] = module
+    return found
 
 
 def refuse_other_shapes(
@@ -93,6 +131,7 @@ def refuse_other_shapes(
             f"{problem}it changes {', '.join(absent[:3]) or 'no layer'}, "
             f"this model has {', '.join(list(candidates)[:3])}…"
         )
+    # 一层的适配器装到另一层上，形状多半也合，所以名字在先
     # 名字都在，再逐层看形状；报第一个就够，其余多半同样不合
     for name, parts in weights.items():
         layer = candidates[name]
@@ -131,7 +170,8 @@ def quantization_of(model: nn.Module) -> int | None:
 
     随适配器存下：QLoRA 学的 ΔW 补偿了量化的误差，要配同样量化过的底座
     """
-    # quantize 对所有层用同样大的组，看一层就够
+    # quantize 对所有层用同样大的组，看一层就够；
+    # 有的层没有量化（lm_head），不影响
     return next((layer.group_size for layer in quantized_layers(model).values()), None)
 
 
@@ -140,11 +180,14 @@ def refuse_other_quantization(model: nn.Module, recorded: int | None, directory:
 
     先于指纹问：指纹必然不同，但「先量化」远比「指纹不同」有用
     错误：ValueError，写明两边各是什么，该调用什么
+
+    为什么不自动量化：装适配器不该改动底座；命令行替用户做这一步，库让人自己做
     """
     found = quantization_of(model)
+    # 都没有量化，或组一样大：往下再问指纹
     if found == recorded:
         return
-    # 两边各说一遍是什么
+    # 两边各说一遍是什么：只说「不同」，用户不知道该动哪一边
     kinds = [
         "a plain base" if g is None else f"a 4-bit base, groups of {g}" for g in (recorded, found)
     ]
@@ -164,6 +207,7 @@ def refuse_other_base(model: nn.Module, recorded: str, directory: Path) -> None:
     recorded：存适配器时记下的指纹
     错误：ValueError，给出两个指纹的开头，和确知无妨时怎样放行（例如底座只做过量化）
     """
+    # 到这里形状都合，只有权重的数值可能不同
     # 只显示开头十二个字符：够认，也好抄
     found = base_fingerprint(model)
     # 一个比特不同，散列就面目全非，所以只问等不等

@@ -37,6 +37,7 @@ r"""LoRA：不动原来的大矩阵，只训练旁边两条细长的矩阵，能
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +59,10 @@ from finetuning.adapters import (
     set_adapter,
     unmerge_lora,
 )
+from finetuning.fused_lora import Part, lora_products, usable
 from finetuning.lora_config import LoRAConfig, first_pattern, match_names
 from foundation.demonstration import run_demo
+from transformer_basics.speed_ups import SPEED_UPS
 
 __all__ = [
     "LoRAConfig",
@@ -72,7 +75,6 @@ __all__ = [
     "lora_parameters",
     "merge_in_place",
     "merge_lora",
-    "named_adapters",
     "set_adapter",
     "unmerge_lora",
 ]
@@ -148,6 +150,9 @@ class LoRALinear(AdaptedLinear):
         if plain is not None:
             return plain
         adapter = self.low_rank()
+        #    CPU 上的 bf16 训练：几样合成一次，见 fused_lora.py；别的情形照公式写
+        if self.fusible(x):
+            return lora_products(x, [self.part()])[0]
         # ① 底座照旧；它冻结着，反向传播只经过它，不为它算梯度
         output: Tensor = self.base_layer(x)  # (…, d_out)
         # ② 低秩的改动；刚装上时 B = 0，这里全是零
@@ -160,6 +165,40 @@ class LoRALinear(AdaptedLinear):
             change = (scale - 1.0) * linear + scale * change
         # ④ 相加在 float32 里做，舍入只有这一次
         return (output + change).to(output.dtype)
+
+    def fusible(self, x: Tensor) -> bool:
+        """fused_lora.py 的那条路收不收：只有朴素的 LoRA，没有 DoRA、没有 dropout。
+
+        只看状态，不碰数据：同样的设置总走同样的路，续训才逐比特相同
+        """
+        # 关掉了、这层没有、已合并：都不必动用适配器
+        if not self.enabled or self.current is None or self.merged_weight is not None:
+            return False
+        # dropout 丢的是细的那一路的输入，两路就不能共用一份 x 了
+        adapter = self.low_rank()
+        dropped = adapter.training and adapter.dropout.p > 0
+        plain = adapter.magnitude is None and not dropped
+        return plain and adapter.A.dtype is torch.float32 and usable(x, self.base_layer)
+
+    def part(self) -> Part:
+        """交给 fused_lora.py 的四样：底座、A、B、缩放。
+
+        那边只管乘法，不知道有 LoRALinear 这个类
+        """
+        adapter, base = self.low_rank(), self.base_layer
+        assert isinstance(base, nn.Linear)  # fusible 已经问过
+        return base, adapter.A, adapter.B, adapter.scaling
+
+    @staticmethod
+    def forward_together(x: Tensor, layers: Sequence[LoRALinear]) -> list[Tensor] | None:
+        """q、k、v 看同一个 x：都能合就叠成一次，否则 None。
+
+        transformer_basics/linear.py 的 project_together 会来问；得到 None 就逐个算
+        形状：x (…, d_in) → 各 (…, d_out)，次序与 layers 相同
+        """
+        if not SPEED_UPS["joined"] or not all(layer.fusible(x) for layer in layers):
+            return None
+        return lora_products(x, [layer.part() for layer in layers])
 
     @torch.no_grad()
     def column_norm(self, adapter: LowRankAdapter) -> Tensor:
@@ -226,31 +265,6 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
     # 这个适配器不一定每层都有
     adapters = [layer.current for layer in adapted_layers(model).values()]
     return [p for adapter in adapters if adapter is not None for p in adapter.parameters()]
-
-
-def named_adapters(model: nn.Module, adapter: str | None) -> dict[str, LowRankAdapter]:
-    """层的全名 → 名为 `adapter` 的适配器；None 表示起作用的那个。
-
-    没装这个适配器的层不在其中：每个适配器可以只改自己的那几层
-    错误：没有这个名字，或一个起作用的也没有 → ValueError
-    """
-    # 没装过适配器的模型，两样都是空的
-    layers, names = adapted_layers(model), adapter_names(model)
-    if adapter is None:
-        # set_adapter 对所有层用同一个名字，所以这里至多一个
-        adapter = next((layer.active for layer in layers.values() if layer.active), None)
-    # 写错了名字，把有的都列出来
-    if adapter is None or adapter not in names:
-        raise ValueError(f"no adapter {adapter!r}; there are: {', '.join(names) or 'none'}")
-    found = {}
-    for name, layer in layers.items():
-        # 别的适配器可能装在这一层，而这个没有
-        if adapter in layer.adapters:
-            module = layer.adapters[adapter]
-            # 别的种类的适配器（继承 AdaptedLinear 写的）有自己的格式，不归这里存
-            assert isinstance(module, LowRankAdapter)
-            found[name] = module
-    return found
 
 
 def demo() -> None:

@@ -141,7 +141,7 @@ def run(options: Options) -> int:
     length = check_int("max_length", options.max_length or limit, 1, limit)
     # ② full: all of it; otherwise the base is frozen, two thin matrices beside each layer are not
     seed_everything(training.seed)
-    make_trainable(model, options.method, lora)
+    make_trainable(model, options.method, lora, training.precision)
     trainable, total = count_trainable(model)
     written = replace(options, out=out, model=base, resume=None, overwrite=False)
     trainer = build_trainer(out, base, model, tokenizer, training, written, pairs, length)
@@ -184,15 +184,20 @@ def check_method(options: Options) -> None:
         )
 
 
-def make_trainable(model: GPT, method: str, lora: LoRAConfig) -> None:
+def make_trainable(model: GPT, method: str, lora: LoRAConfig, precision: str) -> None:
     """Change the model in place, so that `requires_grad` says what is trained."""
+    from finetuning.fused_lora import halve_frozen
     from finetuning.lora import apply_lora
+    from foundation.devices import resolve_precision
     from inference.quantization import quantize
 
+    if method == "full":
+        return
     if method == "qlora":
         quantize(model)
-    if method != "full":
-        apply_lora(model, lora)
+    apply_lora(model, lora)
+    if resolve_precision(precision, model.device) == "bf16":
+        halve_frozen(model)  # what is multiplied in 16 bits and never updated
 
 
 def keep_best(options: Options, base: Path, out: Path, tokenizer: Tokenizer) -> tuple[GPT, str]:

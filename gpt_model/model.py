@@ -209,6 +209,9 @@ class GPT(nn.Module):
         续写时它在缓存里，填充与别的文档不算，见 previous_token.py
         """
         x = self.token_embedding(ids)  # (B, T, D)
+        # 混合精度时，冻结的词表可以只存 bf16；残差一路要加许多次，仍用 float32
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.float()
         if self.previous_token is not None:
             x = self.previous_token(x, ids, self.token_embedding, cache, real, document_ids)
         if self.position_embedding is not None:

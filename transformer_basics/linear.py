@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from foundation.demonstration import run_demo
 from transformer_basics.speed_ups import SPEED_UPS, without
 
-__all__ = ["Linear", "mixed_precision_here", "product", "project_together"]
+__all__ = ["Linear", "fits", "mixed_precision_here", "product", "project_together", "stacked"]
 
 # 输出这么宽、行数又不多时，库的核在多核上切不开；两个界与段宽都是量出来的
 NARROW_ROWS, NARROW_COLUMNS, PIECE = 1024, (512, 1024), 256
@@ -108,9 +108,9 @@ class _MixedLinear(torch.autograd.Function):
         # ① x 与权重各转一次；叠成一个大矩阵，一次乘完
         half = x.to(torch.bfloat16)
         flat = half.reshape(-1, half.shape[-1])  # (M, K)
-        output = product(flat, _stacked(weights).t())  # (M, ΣN)
+        output = product(flat, stacked(weights).t())  # (M, ΣN)
         ctx.sizes = [part.shape[0] for part in weights]  # 反向时照此切开
-        ctx.has_bias, ctx.input_dtype = [bias is not None for bias in biases], x.dtype
+        ctx.input_dtype = x.dtype
         #    转好的权重不留：反向再转一次只多百分之一的时间，省下一份 bf16 的模型
         ctx.save_for_backward(flat, *weights)
         # ② 各层取回自己的那几列（视图，不复制）；加偏置
@@ -130,7 +130,7 @@ class _MixedLinear(torch.autograd.Function):
         # 第一层的输入可以不要梯度；别的层都要，误差才传得下去
         if ctx.needs_input_grad[0]:
             grad_x = (
-                product(slope, _stacked(weights)).view(*joined.shape[:-1], -1).to(ctx.input_dtype)
+                product(slope, stacked(weights)).view(*joined.shape[:-1], -1).to(ctx.input_dtype)
             )
         # ④ 权重的梯度立刻变成 float32：几个微批次要在 float32 里累加，bf16 加多了会停住
         grad_weights: list[Tensor | None] = [None] * len(ctx.sizes)
@@ -139,14 +139,15 @@ class _MixedLinear(torch.autograd.Function):
             whole = slope.t() @ flat  # (ΣN, K)
             grad_weights = [part.float() for part in whole.split(ctx.sizes)]
         # ⑤ 偏置加在每个词元上，梯度就是所有词元的和
+        wanted = ctx.needs_input_grad[2 + len(ctx.sizes) :]  # 没有的、冻结的都不要
         grad_biases: list[Tensor | None] = [None] * len(ctx.sizes)
-        if any(ctx.has_bias):
+        if any(wanted):
             sums = slope.sum(dim=0).float().split(ctx.sizes)
-            grad_biases = [s if has else None for s, has in zip(sums, ctx.has_bias, strict=True)]
+            grad_biases = [s if want else None for s, want in zip(sums, wanted, strict=True)]
         return grad_x, None, *grad_weights, *grad_biases
 
 
-def _stacked(weights: Sequence[Tensor]) -> Tensor:
+def stacked(weights: Sequence[Tensor]) -> Tensor:
     """几个权重转成 bf16，上下叠成一个：各 (Nᵢ, K) → (ΣN, K)。
 
     只有一个时不拼接：少搬一趟内存
@@ -160,21 +161,34 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, K) → (…, N)；混合精度时输出 bf16，否则与权重同 dtype。"""
-        if self.weight.dtype is torch.float32 and mixed_precision_here(x):
+        if fits(self.weight) and mixed_precision_here(x):
             return _MixedLinear.apply(x, 1, self.weight, self.bias)  # type: ignore[no-any-return]
         return F.linear(x, self.weight, self.bias)
+
+
+def fits(weight: Tensor) -> bool:
+    """上面那条路收的权重：float32 的，或冻结的 bf16（不必再转；没有梯度要交，类型无所谓）。"""
+    frozen_half = weight.dtype is torch.bfloat16 and not weight.requires_grad
+    return weight.dtype is torch.float32 or frozen_half
 
 
 def project_together(x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
     """几个层看同一个 x（q、k、v 就是如此）：能叠成一次乘法就叠，不能就逐个算。
 
     公式：[xW₁ᵀ | xW₂ᵀ | …] = x·[W₁; W₂; …]ᵀ
-    约定：有一层不是本页的 Linear（装了 LoRA、量化过），就全都逐个算，结果相同
+    约定：各层同属一类、那一类有自己的 forward_together（装了 LoRA 的就是），交给它
+    约定：有一层不是本页的 Linear（量化过），就全都逐个算，结果相同
     """
+    # 别人的层也许也会叠：问它自己，它说不行就给 None
+    own = getattr(type(layers[0]), "forward_together", None)
+    if own is not None and all(type(layer) is type(layers[0]) for layer in layers):
+        found: list[Tensor] | None = own(x, layers)
+        if found is not None:
+            return found
     # 只认 Linear 本身，不认它的子类与包装：别人可能改了算法
     together = [layer for layer in layers if type(layer) is Linear]
     joined = len(together) == len(layers) and SPEED_UPS["joined"] and mixed_precision_here(x)
-    if len(layers) == 1 or not joined or any(y.weight.dtype is not torch.float32 for y in together):
+    if len(layers) == 1 or not joined or not all(fits(layer.weight) for layer in together):
         return [layer(x) for layer in layers]
     # 只有一层时没有可叠的；到了这里，至少两层，都是 float32 的权重
     # 次序就是调用者给的次序：先权重、后偏置，反向交回梯度时也照此排

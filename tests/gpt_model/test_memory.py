@@ -120,12 +120,12 @@ def test_recomputation_by_hand_where_activations_are_most():
 
 
 def test_the_loss_holds_one_piece_of_scores():
-    # 50257 scores of 4 bytes: 667 rows are 128 MiB; Mx D of gradient; 16 MiB hold 83 rows
+    # 50257 scores of 4 bytes: 667 rows are 128 MiB; Mx D of gradient; 2 MiB hold 10 rows
     run = training_memory(GPT2, 8)
-    assert run.logits == 667 * 50257 * 4 + 8 * 1024 * D * 4 + 83 * 50257 * 4
-    # in 16 bits twice the rows; copies of x and the table; two tables of 83 rows
+    assert run.logits == 667 * 50257 * 4 + 8 * 1024 * D * 4 + 10 * 50257 * 4
+    # in 16 bits twice the rows; copies of x and the table; two tables of 10 rows
     half = training_memory(GPT2, 8, precision="bf16", device="cpu")
-    pieces = (1335 * 2 + 83 * 4 * 2) * 50257
+    pieces = (1335 * 2 + 10 * 4 * 2) * 50257
     assert half.logits == pieces + 8 * 1024 * D * (4 + 2) + 50257 * D * 2
 
 

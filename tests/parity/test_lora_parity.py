@@ -10,6 +10,10 @@ from finetuning.adapters import adapted_layers
 from finetuning.lora import LoRAConfig, apply_lora, lora_parameters, merge_lora
 from gpt_model.config import GPTConfig
 from gpt_model.model import GPT
+from training.accumulation import language_model_loss
+from training.batch import IGNORE_INDEX, Batch
+from training.train_config import TrainConfig
+from training.train_step import TrainStep
 
 peft = pytest.importorskip("peft")
 
@@ -132,6 +136,61 @@ def test_three_training_steps_end_in_the_same_adapter(base, tmp_path):
             model(IDS[:, :-1], IDS[:, 1:]).loss.backward()
             optimizer.step()
     assert len(lora_parameters(ours)) == 2 * len(adapted_layers(ours))
+    torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", [{}, {"use_rslora": True}], ids=["lora", "rslora"])
+@pytest.mark.parametrize("batched", [True, False], ids=["whole", "accumulated"])
+def test_our_training_step_is_peft_with_adamw(base, tmp_path, variant, batched):
+    """Six steps of the one Trainer against PEFT, clipping, AdamW and masked answers written out."""
+    theirs = of_peft(base, **variant)
+    theirs.save_pretrained(tmp_path / "start")
+    ours = load_adapter(copy.deepcopy(base), tmp_path / "start")
+    targets = IDS[:, 1:].clone()
+    targets[:, :4] = IGNORE_INDEX  # the question
+    targets[1, 8:] = IGNORE_INDEX  # a shorter answer: unequal counts in the parts
+    inputs = IDS[:, :-1]
+    parts = [slice(0, 3)] if batched else [slice(0, 1), slice(1, 2), slice(2, 3)]
+
+    config = TrainConfig(
+        steps=6,
+        learning_rate=0.005,
+        weight_decay=0.1,
+        schedule="constant",
+        warmup_steps=0,
+        grad_clip=0.1,
+        grad_accumulation=len(parts),
+    )
+    take = TrainStep(
+        ours,
+        lambda index: Batch(*(t[parts[index % len(parts)]] for t in (inputs, targets))),
+        language_model_loss,
+        config,
+        device=torch.device("cpu"),
+        precision="fp32",
+    )
+    trainable = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trainable, lr=0.005, betas=config.betas, eps=config.eps, weight_decay=0.1, fused=True
+    )
+    for step in range(6):
+        report = take(step)
+        optimizer.zero_grad()
+        loss = theirs(inputs, targets).loss  # the mean over what counts
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trainable, 0.1)
+        optimizer.step()
+        assert abs(report.loss - loss.item()) < 1e-5
+        assert abs(report.grad_norm - norm.item()) < 1e-5
+    assert norm > 0.1  # it was clipped
+    found, wanted = {}, {}
+    for name, layer in adapted_layers(ours).items():
+        found[f"{name}.lora_A"], found[f"{name}.lora_B"] = layer.current.A.T, layer.current.B.T
+    for name, parameter in theirs.named_parameters():
+        if parameter.requires_grad:
+            key = name.removeprefix("base_model.model.").removesuffix(".default.weight")
+            wanted[key] = parameter
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-5, rtol=1e-5)
 
 
