@@ -1,10 +1,11 @@
-"""The child process of train_throughput.py: one contender, one shape, steps on demand.
+"""The child process of train_throughput.py and lora_step.py: one contender, steps on demand.
 
     python benchmarks/step_worker.py NAME SHAPE DEVICE [NANOGPT]
 
 On stdout a first JSON line (loss of the first step, peak bytes above the imports, bytes kept for
 the backward pass); then, for each line "N" on stdin, N steps and the JSON list of their seconds.
-NAME is one of train_throughput.py's contenders, or "peak": matrix products instead of steps.
+NAME is one of train_throughput.py's or lora_step.py's contenders, or "peak": matrix products
+instead of steps. With STEP_CLOCK=cpu in the environment the seconds are those of the processor.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import io
 import itertools
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -53,6 +55,7 @@ SHAPES = {
     "micro64": Shape(4, 4, 128, 64, 65, 64),
     "mini": Shape(6, 6, 384, 256, 65, 16),
     "gpt2": Shape(12, 12, 768, 512, 50257, 2),
+    "lora": Shape(12, 12, 768, 256, 50257, 4),
 }
 Step = Callable[[], float]
 
@@ -143,7 +146,79 @@ def trainer_step(name: str, shape: Shape, device: str) -> Step:
     return lambda: take(next(numbers)).loss
 
 
+def adapted(name: str, shape: Shape, device: str) -> Step:
+    """LoRA of rank 8 on attention and feed-forward; all of it as the command line does it."""
+    from finetuning.fused_lora import halve_frozen
+    from finetuning.lora import LoRAConfig, apply_lora
+    from inference.quantization import quantize
+    from training.accumulation import language_model_loss
+    from training.batch import Batch
+    from training.train_config import TrainConfig
+    from training.train_step import TrainStep
+
+    torch.manual_seed(0)
+    ids = torch.randint(shape.vocab, (shape.batch, shape.length), device=device)
+    sizes = dict(max_seq_len=shape.length, dim=shape.dim, n_layers=shape.n_layers)
+    model = GPT(preset("gpt2", vocab_size=shape.vocab, n_heads=shape.n_heads, dropout=0.0, **sizes))
+    if name.startswith("lora-ours-qlora"):
+        quantize(model)
+    layers = ("q_proj", "k_proj", "v_proj", "out_proj", "up_proj", "down_proj")
+    apply_lora(model, LoRAConfig(r=8, target=layers))
+    precision = name.rpartition("-")[2]
+    if precision == "bf16":
+        halve_frozen(model)
+    batch = Batch(inputs=ids, targets=ids.roll(-1, 1))
+    take = TrainStep(
+        model.to(device),
+        lambda index: batch,
+        language_model_loss,
+        TrainConfig(steps=10**6, learning_rate=1e-4),
+        device=torch.device(device),
+        precision=precision,
+    )
+    numbers = itertools.count()
+    return lambda: take(next(numbers)).loss
+
+
+def adapted_by_peft(name: str, shape: Shape, device: str) -> Step:
+    """The same with transformers and PEFT: autocast, fused AdamW, clipping."""
+    import peft
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    ids = torch.randint(shape.vocab, (shape.batch, shape.length), device=device)
+    dropout = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    config = GPT2Config(
+        vocab_size=shape.vocab,
+        n_positions=shape.length,
+        n_embd=shape.dim,
+        n_layer=shape.n_layers,
+        n_head=shape.n_heads,
+        **dropout,
+    )
+    lora = peft.LoraConfig(
+        r=8, lora_alpha=16, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True
+    )
+    model = peft.get_peft_model(GPT2LMHeadModel(config), lora).to(device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+
+    def step() -> float:
+        with torch.autocast(device, torch.bfloat16, enabled=name.endswith("bf16")):
+            loss = model(ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return step
+
+
 def make_step(name: str, shape: Shape, nanogpt: str | None, device: str) -> Step:
+    if name.startswith("lora"):
+        make = adapted_by_peft if "peft" in name else adapted
+        return make(name, shape, device)
     if name.startswith("ours"):
         return trainer_step(name, shape, device)
     torch.manual_seed(0)
@@ -180,10 +255,14 @@ def peak_bytes(device: str) -> int:
 
 def worker(name: str, shape: Shape, nanogpt: str | None, device: str) -> None:
     """A child process: for each line "N" on stdin, N steps; their seconds as JSON on stdout."""
-    if name.startswith("ours") and device == "cpu" and not name.endswith("without-memory"):
+    ours = name.startswith(("ours", "lora-ours"))
+    if ours and device == "cpu" and not name.endswith("without-memory"):
         keep_freed_memory()  # as Trainer does
-    if name.startswith("hf"):
+    if name.startswith(("hf", "lora-peft")):
         import transformers  # noqa: F401 - imports do not count as memory of training
+    if name.startswith("lora-peft"):
+        import peft  # noqa: F401
+    clock = time.process_time if os.environ.get("STEP_CLOCK") == "cpu" else time.perf_counter
     if name == "peak":
         step: Step | None = None
     else:
@@ -192,17 +271,17 @@ def worker(name: str, shape: Shape, nanogpt: str | None, device: str) -> None:
         loss = [step() for _ in range(3)][0]
         told = {"loss": loss, "ln_vocab": math.log(shape.vocab)}
         told |= {"bytes": peak_bytes(device) - before}
-        told["kept"] = kept_by_autograd(step) if name.startswith("ours") else 0
+        told["kept"] = kept_by_autograd(step) if ours else 0
         print(json.dumps(told), flush=True)
     for line in sys.stdin:
         seconds = []
         for _ in range(int(line)):
-            began = time.perf_counter()
+            began = clock()
             if step is None:
                 print(json.dumps(matrix_peaks(device)), flush=True)
                 break
             step()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(clock() - began)
         else:
             print(json.dumps(seconds), flush=True)
 

@@ -186,7 +186,7 @@ def contenders(options: argparse.Namespace) -> list[str]:
 def main() -> None:
     use_utf8()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT to run beside")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
     parser.add_argument("--steps", type=int, help="steps a turn; without it what suits the shape")
