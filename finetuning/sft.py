@@ -15,9 +15,9 @@ r"""指令微调 (supervised fine-tuning, SFT)：怎样教模型「答」，而�
 提问与答案分开分词再拼接，不把整段一起分词：生成时模型只拿到提问，若边界处的两个字符在训练时
 被并成了一个词元，生成时就是另一串编号，模型从没见过。
 
-一段对话怎样变成词元，由「写法」(format) 定；训练与生成必须是同一种。这里的 PlainFormat 就是
-inference/conversation.py 的那一种：各轮之间一个换行，问与答之间什么也不隔。那里的前文没有
-结束符，所以这里的 inputs 里也没有：中间各轮的 ⏎ 只当目标，教它停，却不放进它要读的前文。
+一段对话怎样变成词元，由「写法」(chat template) 定；训练与生成必须是同一种，所以写法跟着分词器走，
+见 tokenization/chat_template.py。基座模型没有模板：各轮之间一个换行，问与答之间什么也不隔，
+前文里也没有结束符。所以中间各轮的 ⏎ 只当目标，教它停，却不放进它要读的前文（图里就是这样）。
 
 常见的错法，每一种都不报错，只是学得差：
     目标没有错开        模型学会照抄当前的词元，损失很快到零，生成却是复读
@@ -30,7 +30,8 @@ inference/conversation.py 的那一种：各轮之间一个换行，问与答之
 
 论文：Radford et al. 2018 (GPT)；Ouyang et al. 2022, InstructGPT；
       Shi et al. 2024, Instruction Modelling（提问也算损失何时有益：答案很短、数据很少时）
-改哪里：换对话的写法，写一个「若干句话 → 若干 Piece」的函数，当作 render 传进来；
+改哪里：换对话的写法，改模型目录里的 chat_template.jinja，或写一个「若干句话 → 若干段
+        ChatPiece」的函数，当作 render 传进来；
         提问也要算损失，让它的 learned 为真；数据从哪里来，见 conversations.py；
         怎样拼成批，见 packing.py。
 """
@@ -44,10 +45,11 @@ from rich.text import Text
 
 from finetuning.conversations import Conversation, Message, Pair
 from foundation.demonstration import run_demo
+from tokenization.chat_template import ChatPiece, encode_chat
 from tokenization.tokenizer import Tokenizer
 from training.batch import IGNORE_INDEX
 
-__all__ = ["Encoded", "PlainFormat", "Piece", "Render", "Spoken", "encode", "marked", "question_of"]
+__all__ = ["Encoded", "Render", "Spoken", "encode", "marked", "question_of"]
 
 
 class Spoken(Protocol):
@@ -61,17 +63,6 @@ class Spoken(Protocol):
         """按先后的几句话。"""
 
 
-class Piece(NamedTuple):
-    """一段词元，与它算不算损失。
-
-    stop：学完这一段之后该预测、却不放进前文的词元；写法自己带着结束符的（<|im_end|>），用不着
-    """
-
-    ids: list[int]
-    learned: bool
-    stop: int | None = None
-
-
 class Encoded(NamedTuple):
     """一段对话的词元：inputs 与 targets 等长，不算损失的 target 是 −100。
 
@@ -83,39 +74,17 @@ class Encoded(NamedTuple):
 
 
 # 写法：若干句话 → 若干段词元。换写法只换这一个函数，掩码、打包、训练都不必知道
-Render: TypeAlias = Callable[[Sequence[Message]], "list[Piece]"]
+Render: TypeAlias = Callable[[Sequence[Message]], "list[ChatPiece]"]
 
 
-class PlainFormat:
-    """基座模型的写法，与 inference/conversation.py 拼出来的前文逐字相同。
+def default_render(tokenizer: Tokenizer) -> Render:
+    """分词器带着的写法：有模板照模板，没有就用基座模型的写法；见 tokenization/chat_template.py。
 
-    例：system "简短"、user "几？"、assistant "三" → "简短\\n几？三"，只有「三⏎」算损失
-    公式：文本 = 问₁答₁ ⊕ "\\n" ⊕ 问₂答₂ ⊕ …；系统提示独自一行，在最前面
-    错误：分词器没有结束符 → ValueError：模型就学不会停
+    错误：没有模板、又没有结束符 → ValueError：模型就学不会停
     """
-
-    separator = "\n"
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        if tokenizer.end_id is None:
-            raise ValueError("the tokenizer has no end token: the model could not learn to stop")
-        self.tokenizer = tokenizer
-
-    def __call__(self, messages: Sequence[Message]) -> list[Piece]:
-        """逐句：助手的算损失，别人的不算；每句自己分词。
-
-        空的一句不在这里管：encode 已经拒绝了
-        """
-        pieces = []
-        before = ""  # 上一句是谁说的
-        for message in messages:
-            learned = message.role == "assistant"
-            # 换行属于下一轮的提问：模型说完就停，不该由它来写
-            gap = self.separator if before in ("assistant", "system") else ""
-            ids = self.tokenizer.encode(gap + message.content)
-            pieces.append(Piece(ids, learned, self.tokenizer.end_id if learned else None))
-            before = message.role
-        return pieces
+    if tokenizer.settings.template() is None and tokenizer.end_id is None:
+        raise ValueError("the tokenizer has no end token: the model could not learn to stop")
+    return lambda messages: encode_chat(tokenizer, messages)
 
 
 def encode(conversation: Spoken, tokenizer: Tokenizer, render: Render | None = None) -> Encoded:
@@ -125,7 +94,7 @@ def encode(conversation: Spoken, tokenizer: Tokenizer, render: Render | None = N
     错误：有一句没有词元、第一段就要学（没有前文可看）、没有一段要学 → ValueError
     """
     # ① 查：空的一句会让「问」与「答」连成一片，掩码就错了位
-    render = PlainFormat(tokenizer) if render is None else render
+    render = default_render(tokenizer) if render is None else render
     messages = conversation.messages
     empty = [message for message in messages if not message.content]
     if empty:

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from finetuning.conversations import Conversation, Message, Pair
-from finetuning.sft import Encoded, Piece, encode, marked, question_of
+from finetuning.sft import Encoded, encode, marked, question_of
 from inference.conversation import Conversation as Talk
+from tokenization.chat_template import ChatPiece, encode_chat
 from tokenization.tokenizer import Tokenizer
+from tokenization.tokenizer_settings import TokenizerSettings
 from training.batch import IGNORE_INDEX
 
 TEXT = "abcdefghij"
@@ -78,9 +80,9 @@ def with_marks(messages):
     pieces = []
     for message in messages:
         learned = message.role == "assistant"
-        pieces.append(Piece(ids("j"), False))
-        pieces.append(Piece(ids(message.content) + [END] * learned, learned))
-        pieces.append(Piece(ids("\n"), False))
+        pieces.append(ChatPiece(ids("j"), False))
+        pieces.append(ChatPiece(ids(message.content) + [END] * learned, learned))
+        pieces.append(ChatPiece(ids("\n"), False))
     return pieces
 
 
@@ -100,9 +102,9 @@ def test_another_format_comes_in_through_the_one_seam():
 def test_formats_that_leave_nothing_to_learn_or_to_read_are_refused():
     pair = Pair("a", "b")
     with pytest.raises(ValueError, match="nothing to learn"):
-        encode(pair, TOKENIZER, lambda messages: [Piece(ids("ab"), False)])
+        encode(pair, TOKENIZER, lambda messages: [ChatPiece(ids("ab"), False)])
     with pytest.raises(ValueError, match="needs something to answer"):
-        encode(pair, TOKENIZER, lambda messages: [Piece(ids("ab"), True)])
+        encode(pair, TOKENIZER, lambda messages: [ChatPiece(ids("ab"), True)])
 
 
 def test_a_sample_is_readable_with_and_without_colour():
@@ -122,3 +124,26 @@ def test_a_sample_is_readable_with_and_without_colour():
     # characters that are cut between tokens are decoded together
     tokenizer = Tokenizer.train_bpe(["x"], 258)
     assert marked(encode(Pair("问", "答"), tokenizer), tokenizer).plain == "问⟦答<|endoftext|>⟧"
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_chat_template_is_followed_and_its_end_is_learned():
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    plain = Tokenizer.train_bpe(["moon"], 270, special_tokens=names)
+    settings = TokenizerSettings({"eos_token": "<|im_end|>"}, {"default": CHATML})
+    tokenizer = Tokenizer(plain.to_json(), "the test", settings)
+    messages = (Message("system", "short"), Message("user", "see?"), Message("assistant", "moon"),
+                Message("user", "<|im_end|>?"), Message("assistant", "no"))  # fmt: skip
+    encoded = encode(Conversation(messages), tokenizer)
+    counted = [target for target in encoded.targets if target != IGNORE_INDEX]
+    assert tokenizer.decode(counted) == "moon<|im_end|>no<|im_end|>"
+    assert counted[-1] == tokenizer.special_tokens["<|im_end|>"]
+    # what comes before the last answer is what a chat would give the model
+    prompt = encode_chat(tokenizer, messages[:-1], add_generation_prompt=True)
+    assert question_of(encoded) == [token for piece in prompt for token in piece.ids]
+    assert "⟦moon<|im_end|>⟧" in marked(encoded, tokenizer).plain
