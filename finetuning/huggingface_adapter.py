@@ -61,7 +61,7 @@ from finetuning.adapter_files import (
 from finetuning.lora_config import LoRAConfig, match_names
 from finetuning.peft_config import config_from_peft, config_to_peft
 from foundation.demonstration import run_demo
-from foundation.files import atomic_directory, read_json, write_json
+from foundation.files import atomic_directory, read_json, sort_metadata, write_json
 from gpt_model.config import GPTConfig
 from gpt_model.huggingface import GPT2_FUSED, GPT2_PREFIX, QKV, renaming
 from gpt_model.huggingface_export import family_of
@@ -209,7 +209,7 @@ def joined(block: Mapping[str, Layer | None], dim: int, config: LoRAConfig) -> L
 
 def read_layers(
     source: Path, fan_in_fan_out: bool = False
-) -> tuple[LoRAConfig, dict[str, Layer], str | None]:
+) -> tuple[LoRAConfig, dict[str, Layer], dict[str, str]]:
     """读一个适配器目录：配置，层的全名 → 张量与 r、α，记下的指纹。
 
     fan_in_fan_out：允许配置里写着它（GPT-2 的 Conv1D 是转置着存的；A、B 的形状不受影响）
@@ -244,7 +244,7 @@ def write_layers(
     out: Path,
     config: LoRAConfig,
     layers: Mapping[str, Layer],
-    recorded: str | None,
+    recorded: Mapping[str, str],
     extra: Mapping[str, object],
 ) -> None:
     """写一个适配器目录；每层的 r、α 与总的不同时，逐层写明。
@@ -266,12 +266,13 @@ def write_layers(
         for part, tensor in layer.parts.items()
     }
     # 指纹跟着走：它记的是底座，不是这个文件
-    metadata = {"format": "pt"} | ({} if recorded is None else {"base_fingerprint": recorded})
+    metadata = {**recorded, "format": "pt"}
     # 配置与权重两个文件，缺一不可
     # 先写在旁边，完整了再改名
     with atomic_directory(out, kind=ADAPTER_KIND) as temporary:
         write_json(temporary / CONFIG_FILE, {**config_to_peft(config, list(layers)), **extra})
         save_file(tensors, temporary / WEIGHTS_FILE, metadata=metadata)
+        sort_metadata(temporary / WEIGHTS_FILE)
 
 
 def demo() -> None:
