@@ -58,6 +58,7 @@ SHAPES = {
     "lora": Shape(12, 12, 768, 256, 50257, 4),
 }
 Step = Callable[[], float]
+CLOCK = time.process_time if os.environ.get("STEP_CLOCK") == "cpu" else time.perf_counter
 
 
 def build(name: str, shape: Shape, nanogpt: str | None, device: str) -> tuple[Any, Any]:
@@ -262,7 +263,6 @@ def worker(name: str, shape: Shape, nanogpt: str | None, device: str) -> None:
         import transformers  # noqa: F401 - imports do not count as memory of training
     if name.startswith("lora-peft"):
         import peft  # noqa: F401
-    clock = time.process_time if os.environ.get("STEP_CLOCK") == "cpu" else time.perf_counter
     if name == "peak":
         step: Step | None = None
     else:
@@ -276,12 +276,12 @@ def worker(name: str, shape: Shape, nanogpt: str | None, device: str) -> None:
     for line in sys.stdin:
         seconds = []
         for _ in range(int(line)):
-            began = clock()
+            began = CLOCK()
             if step is None:
                 print(json.dumps(matrix_peaks(device)), flush=True)
                 break
             step()
-            seconds.append(clock() - began)
+            seconds.append(CLOCK() - began)
         else:
             print(json.dumps(seconds), flush=True)
 
@@ -309,10 +309,10 @@ def matrix_peaks(device: str) -> dict[str, float]:
         left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         seconds = []
         for _ in range(6):
-            began = time.perf_counter()
+            began = CLOCK()
             product = left @ right
             float(product[0, 0])  # waits for the device
-            seconds.append(time.perf_counter() - began)
+            seconds.append(CLOCK() - began)
         best[name] = 2 * size**3 / min(seconds[1:])
     return best
 
