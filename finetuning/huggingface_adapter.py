@@ -265,7 +265,8 @@ def write_layers(
         for name, layer in layers.items()
         for part, tensor in layer.parts.items()
     }
-    # 指纹跟着走：它记的是底座，不是这个文件
+    # 指纹跟着走：它记的是底座，不是这个文件；四比特的底座，组的大小也跟着走
+    # 库写元数据的次序是随机的，写完排好，同样的适配器才是同样的文件
     metadata = {**recorded, "format": "pt"}
     # 配置与权重两个文件，缺一不可
     # 先写在旁边，完整了再改名
