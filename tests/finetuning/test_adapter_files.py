@@ -74,6 +74,15 @@ def test_round_trip_is_exact(tmp_path, config):
     assert all(parameter.requires_grad for parameter in lora_parameters(again))
 
 
+def test_the_same_adapter_is_the_same_file_each_time(tmp_path):
+    """The library orders metadata at random: half of all pairs would differ."""
+    model = tuned()
+    for number in range(12):
+        save_adapter(model, tmp_path / f"{number}")
+    files = tmp_path.glob("*/adapter_model.safetensors")
+    assert len({path.read_bytes() for path in files}) == 1
+
+
 def test_the_named_adapter_is_saved_not_the_active_one(tmp_path):
     model = tuned("first")
     first = [parameter.clone() for parameter in lora_parameters(model)]
