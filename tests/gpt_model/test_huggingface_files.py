@@ -62,6 +62,13 @@ def test_one_file_and_several_hold_the_same(folder, shards):
     assert all(torch.equal(one[name], several[name]) for name in one)
 
 
+def test_shards_are_filled_and_only_a_bigger_tensor_exceeds_them(shards):
+    contents = [load_file(path) for path in sorted(shards.glob("model-*.safetensors"))]
+    sizes = [sum(tensor.nbytes for tensor in part.values()) for part in contents]
+    assert all(size <= 4000 or len(part) == 1 for size, part in zip(sizes, contents, strict=True))
+    assert len(sizes) < sum(map(len, contents)) / 2  # small ones travel together
+
+
 def test_every_missing_shard_is_named(shards, tmp_path):
     names = sorted(path.name for path in shards.glob("model-*.safetensors"))
     for name in (names[0], names[2]):

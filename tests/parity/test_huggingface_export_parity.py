@@ -159,6 +159,7 @@ QWEN |= {"max_position_embeddings": 40, "sliding_window": 7}
     ("changes", "window"),
     [
         ({}, None),  # written, not switched on
+        ({"max_window_layers": 2}, None),
         ({"use_sliding_window": True}, None),  # from layer 28, which is not there
         ({"use_sliding_window": True, "max_window_layers": 3}, None),
         ({"use_sliding_window": True, "max_window_layers": 0}, 7),

@@ -1,6 +1,7 @@
 """An adapter and its base leave together and still fit: PEFT on the exported base, both ways."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -59,13 +60,16 @@ def base(request, tmp_path):
 
 @pytest.mark.parametrize("variant", OURS)
 def test_our_adapter_fits_the_exported_base(base, variant, tmp_path):
-    _, plain, theirs = base
+    family, plain, theirs = base
     options = {"target": ("q_proj", "k_proj", "v_proj", "out_proj", "up_proj", "down_proj")}
     config = LoRAConfig(r=3, alpha=7, **{**options, **OURS[variant]})
     ours = randomized(apply_lora(copy.deepcopy(plain), config))
     save_adapter(ours, tmp_path / "ours")
     n_layers = export_adapter(tmp_path / "ours", tmp_path / "theirs", plain.config)
     adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "theirs")
+    # PEFT would put it right, with a warning
+    stored = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert stored["fan_in_fan_out"] == (family == "gpt2")
     with torch.no_grad():
         expected, found = ours(IDS).logits, adapted(IDS).logits
         assert not torch.allclose(expected, plain(IDS).logits, atol=1e-2)
