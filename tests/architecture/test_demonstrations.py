@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ["transformer_basics", "tokenization", "gpt_model", "inference", "training", "finetuning"]
+FOLDERS = [
+    *("transformer_basics", "tokenization", "gpt_model", "inference", "training", "finetuning"),
+    "evaluation",
+]
 LESSONS = [
     path.relative_to(ROOT).as_posix()
     for folder in FOLDERS

@@ -1,0 +1,213 @@
+r"""模型写的程序，怎样跑一跑而不让它拖垮这台机器？——放进一个管得住的子进程。
+
+    本进程                                子进程（自己的进程组、自己的临时文件夹）
+    ──────                                ─────────────────────────────────────
+    暗号 = 128 位随机数 ──── stdin ─────▶ 读走暗号，换上空的 stdin
+                                          设限：内存、处理器时间、文件大小
+                                          program.py = 题目 + 模型写的 + 测试
+    限时等它  ◀──── stderr，只留开头 ──── 它打印的一切
+              ◀──── stdout ────────────── 跑到最后一行、没有出错，才交出暗号
+    连同它的子孙一起结束，删掉文件夹
+
+怎样才算通过：收到暗号。不看退出码，也不看它打印了什么——
+
+    os._exit(0)、sys.exit()    退出码是 0，却没有跑到测试     没有暗号，不通过
+    print("PASS")              打印的去了 stderr              没有暗号，不通过
+    input()                    stdin 是空的，EOFError         不通过
+    while True: pass           到时候整组结束                 不通过
+    bytearray(10**10)          超出内存上限，MemoryError      不通过
+    不停地打印                 只留开头一段，其余读过就扔     看它最后跑没跑完
+
+**这不是沙箱（sandbox）。** 它防的是写坏了的程序，防不住存心的：子进程能读写这个用户能读写的
+一切文件、能联网、能翻自己的栈去找暗号。不认识的模型、不认识的题，请放到容器或虚拟机里跑。
+Windows 没有 POSIX 的那些限制，只有限时；macOS 不管内存的上限。
+
+环境变量只留几个必要的：里面常有密钥，不该给模型写的程序看。
+
+论文：HumanEval (Chen et al. 2021), arXiv:2107.03374, §2.3。
+改哪里：限多少 → `run_program` 的参数；子进程里做什么 → `code_driver.py`。
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from foundation.checks import check_float, check_int
+from foundation.demonstration import run_demo
+
+__all__ = ["Outcome", "run_program"]
+
+DRIVER = Path(__file__).with_name("code_driver.py")
+# 找得到程序、装得下临时文件、打得出各国文字，就够了
+KEPT_VARIABLES = ("PATH", "SYSTEMROOT", "LANG", "LC_ALL")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """一个程序跑得怎样。
+
+    passed  跑到了最后一行
+    reason  没有通过的原因：一行；通过了是空的
+    output  它打印的开头一段，含错误的经过
+    """
+
+    passed: bool
+    reason: str
+    output: str
+
+
+class Reader(threading.Thread):
+    """把一根管子读到底，只留开头；不读的话，管子满了，对方就停在那里。"""
+
+    def __init__(self, pipe: IO[bytes], limit: int) -> None:
+        # daemon：万一有漏网的子孙还拿着管子，也不会拖住我们退出
+        super().__init__(daemon=True)
+        self.pipe, self.limit, self.kept = pipe, limit, b""
+        self.start()
+
+    def run(self) -> None:
+        """读一段、留一段，留够了就只读不留。"""
+        while piece := self.pipe.read1(65536):  # type: ignore[attr-defined]
+            self.kept += piece[: self.limit - len(self.kept)]
+
+
+def run_program(
+    source: str, *, timeout: float = 10.0, memory: int = 2**30, output_limit: int = 20_000
+) -> Outcome:
+    """运行一段 Python；跑到最后一行、没有异常才算通过。
+
+    参数：timeout 秒；memory 字节（系统支持时）；output_limit 留下的字节数
+    约定：返回之后，它与它的子孙都已结束，临时文件夹也删了
+    """
+    check_float("timeout", timeout, exclusive_minimum=0.0)
+    check_int("memory", memory, 2**26)  # Python 自己也要几十 MB
+    check_int("output_limit", output_limit, 0)
+    token = secrets.token_hex(16).encode()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        try:
+            data = source.encode("utf-8")
+        except UnicodeEncodeError:
+            return Outcome(False, "the program is not valid Unicode", "")
+        Path(folder, "program.py").write_bytes(data)
+        process = start(folder, memory, timeout)
+        try:
+            found, output, late = talk(process, token, timeout, output_limit)
+        finally:
+            end_all(process)
+    text = output.decode("utf-8", errors="replace")
+    if late:
+        return Outcome(False, f"not finished after {timeout:g} s", text)
+    if found == token:
+        return Outcome(True, "", text)
+    return Outcome(False, reason_of(text, len(output) >= output_limit, process.returncode), text)
+
+
+def reason_of(text: str, cut: bool, code: int) -> str:
+    """没有通过的原因：错误的最后一行；什么也没说就走了，或说得太多看不到最后，就说退出码。"""
+    lines = text.strip().splitlines()
+    if lines and not cut:
+        return lines[-1][:200]
+    return f"it ended early, with exit code {code}" + (", and printed too much" if cut else "")
+
+
+def start(folder: str, memory: int, timeout: float) -> subprocess.Popen[bytes]:
+    """在自己的进程组里启动；-I 是隔离模式：不看环境变量，也不从当前文件夹导入。"""
+    options: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    environment |= {name: folder for name in ("HOME", "TMPDIR", "TEMP", "TMP")}
+    # 处理器时间多给一秒：先到的应当是墙上的钟，原因才说得清
+    limits = [str(memory), str(int(timeout) + 1)]
+    return subprocess.Popen(
+        [sys.executable, "-I", "-B", "-X", "utf8", str(DRIVER), *limits],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=folder,
+        env=environment,
+        **options,
+    )
+
+
+def talk(
+    process: subprocess.Popen[bytes], token: bytes, timeout: float, output_limit: int
+) -> tuple[bytes, bytes, bool]:
+    """给暗号，限时等；返回 (它交出的, 它打印的, 超时了吗)。"""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    answer = Reader(process.stdout, 2 * len(token))
+    output = Reader(process.stderr, output_limit)
+    try:
+        process.stdin.write(token)
+        process.stdin.close()
+    except OSError:
+        pass  # 它还没读就没了；下面自然收不到暗号
+    late = False
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        late = True
+    # 先结束全组，管子才会关上；漏网的（自己另立了门户）也只多等一秒
+    end_all(process)
+    for reader in (answer, output):
+        reader.join(1.0)
+    return answer.kept, output.kept, late
+
+
+def end_all(process: subprocess.Popen[bytes]) -> None:
+    """结束它与同组的子孙，并收尸；已经没了也不要紧，可以调用几次。"""
+    if sys.platform == "win32":
+        if process.poll() is None:
+            # /T 连同子孙；taskkill 自己的话没人要看
+            command = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
+            subprocess.run(command, capture_output=True, check=False)
+            process.kill()
+    else:
+        try:
+            # 它是组长，组号就是它的进程号
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # 组里已经没有人（macOS 上只剩僵尸时是后者）
+    process.wait()
+
+
+def demo() -> None:
+    """一个好程序，几个坏程序：只有好的通过，坏的都在限时内结束。"""
+    import time
+
+    programs = {
+        "对的": "def add(a, b):\n    return a + b\n\nassert add(2, 3) == 5",
+        "错的": "def add(a, b):\n    return a - b\n\nassert add(2, 3) == 5",
+        "提前退出": "import os\nos._exit(0)\nassert False",
+        "喊通过": "print('PASS')\nraise SystemExit(0)",
+        "等人打字": "input()",
+        "停不下来": "while True:\n    pass",
+        "说个不停": "for _ in range(200_000):\n    print('la' * 50)\nassert False",
+    }
+    # 内存的上限只有 Linux 认真执行；别处真去占十个 G，会拖慢整台机器
+    if sys.platform == "linux":
+        programs["占 10 GB"] = "x = bytearray(10**10)"
+    for name, source in programs.items():
+        began = time.perf_counter()
+        outcome = run_program(source, timeout=1.5)
+        seconds = time.perf_counter() - began
+        verdict = "通过" if outcome.passed else f"不通过：{outcome.reason[:60]}"
+        print(f"   {name}\t{seconds:.1f} 秒\t留下 {len(outcome.output):5} 字\t{verdict}")
+        assert outcome.passed == (name == "对的")
+        assert seconds < 6
+        assert len(outcome.output) <= 20_000
+
+
+if __name__ == "__main__":
+    run_demo(demo)
