@@ -1,38 +1,80 @@
-"""`fromzero evaluate`：模型在一段文本上有多意外——损失、困惑度、每字节比特数。"""
+"""`fromzero evaluate`：困惑度、选择题、填空题、编程题；几个模型并排。"""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fromzero.option_types import MaybeInt, MaybePath, open_model
+from fromzero.option_types import MaybeInt, MaybePath, MaybeText, open_model
+from fromzero.training_options import options_as_json
+
+if TYPE_CHECKING:
+    from evaluation.run_tasks import ModelReport, Settings
+    from evaluation.task_files import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure a model on a text: loss, perplexity, bits per byte.
+    """Measure models: on a text (loss, perplexity, bits per byte) and on tasks.
 
-    Bits per byte compare models with different tokenizers; perplexity does not.
+    Bits per byte compare models with different tokenizers; perplexity does not. Without --data
+    and --task a model is given the small suite, which models of a million parameters can pass.
+
+    Tasks are names (suite = cloze, brackets, copying, arithmetic; sums; programs) or jsonl files,
+    one object a line: prompt + choices + answer, prompt + answer, or prompt + tests.
 
     Examples:
+        fromzero evaluate
         fromzero evaluate --data my.txt
-        fromzero evaluate --model runs/gpt-micro --data python-docs --stride 128
+        fromzero evaluate --data python-docs --stride 128 --model runs/gpt-micro
+        fromzero evaluate --task suite --model runs/gpt-micro runs/gpt-micro-2 --json scores.json
+        fromzero evaluate --task mine.jsonl
+        fromzero evaluate --task programs --run-code --samples 10 --k 1 10
     """
 
-    data: str
-    """a file, folder, pattern or corpus name (python-docs, python-code)"""
-    model: MaybePath = None
-    """a model or run directory; without it, the newest one in runs/"""
+    model: tuple[Path, ...] = ()
+    """model or run directories; without any, the newest one in runs/"""
     adapter: MaybePath = None
-    """a LoRA adapter to put on it"""
+    """a LoRA adapter to put on the model"""
+    json: MaybePath = None
+    """write all figures into this file too"""
+
+    # on a text
+    data: MaybeText = None
+    """a file, folder, pattern or corpus name (python-docs, python-code)"""
     context: MaybeInt = None
     """how many tokens the model sees at once; without it, all it can"""
     stride: MaybeInt = None
     """how far the window moves each time; smaller is fairer and slower; without it, the context"""
-    batch_size: int = 16
-    """windows computed at once"""
     errors: str = "strict"
     """what to do with bytes that are not UTF-8: strict or replace"""
+
+    # on tasks
+    task: tuple[str, ...] = ()
+    """names of tasks, or jsonl files"""
+    limit: MaybeInt = None
+    """only the first items of each task"""
+    max_new_tokens: int = 64
+    """how long an answer or a program may be"""
+    run_code: bool = False
+    """run the programs that the model writes: with limits, but in no sandbox"""
+    samples: int = 1
+    """programs written per problem"""
+    k: tuple[int, ...] = (1,)
+    """the k of pass@k; at most --samples"""
+    temperature: float = 0.8
+    """for programs; the others are answered greedily"""
+    seed: int = 0
+    """the same seed writes the same programs"""
+    timeout: float = 10.0
+    """seconds a program may take"""
+
+    # how
+    batch_size: int = 16
+    """windows, choices or answers computed at once"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: str = "auto"
@@ -40,27 +82,67 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Print one model's figures on one corpus."""
+    """Measure every model, print the table, write the file."""
+    from evaluation.run_tasks import as_json, as_table
+    from foundation.files import write_json
+
+    tasks, settings = prepare(options)
+    reports = []
+    for path in options.model or (None,):
+        reports.append(measure(options, path, tasks, settings))
+        print(f"model: {reports[-1].model}", file=sys.stderr)
+    print(as_table(reports))
+    if options.json is not None:
+        write_json(options.json, as_json(reports, options_as_json(options)))
+    return 0
+
+
+def prepare(options: Options) -> tuple[list[Task], Settings]:
+    """Find every mistake before a model is loaded."""
+    from evaluation.run_tasks import Settings
+    from evaluation.task_files import load_tasks
+    from foundation.checks import check_int
+
+    names = options.task
+    if not names and options.data is None:
+        names = ("suite",)
+    if options.limit is not None:
+        check_int("limit", options.limit, 1)
+    if options.adapter is not None and len(options.model) > 1:
+        raise ValueError(
+            f"an adapter belongs to one model, got {len(options.model)}; give one --model"
+        )
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise ValueError(f"cannot write {options.json}: its folder does not exist")
+    if options.json is not None and options.json.is_dir():
+        raise ValueError(f"cannot write {options.json}: it is a folder")
+    tasks = load_tasks(names, options.limit)
+    shared = [field.name for field in dataclasses.fields(Settings)]
+    settings = Settings(**{name: getattr(options, name) for name in shared})
+    settings.check(tasks)
+    return tasks, settings
+
+
+def measure(
+    options: Options, path: Path | None, tasks: list[Task], settings: Settings
+) -> ModelReport:
+    """One model on everything."""
     from evaluation.perplexity import evaluate_documents
+    from evaluation.run_tasks import ModelReport, measure_task
     from training.corpus import load_corpus
 
-    documents = load_corpus(options.data, errors=options.errors)
-    model, tokenizer, directory = open_model(
-        options.model, options.device, options.dtype, options.adapter
-    )
-    result = evaluate_documents(
-        model,
-        tokenizer,
-        (document.text for document in documents),
-        context=options.context,
-        stride=options.stride,
-        batch_size=options.batch_size,
-    )
-    print(f"model: {directory}", file=sys.stderr)
-    rows = {"tokens": f"{result.n_tokens:,}", "loss": f"{result.loss:.4f} nats per token"}
-    rows["perplexity"] = f"{result.perplexity:.2f}"
-    if result.bits_per_byte is not None:
-        rows["bits per byte"] = f"{result.bits_per_byte:.4f}"
-    for name, value in rows.items():
-        print(f"{name:<15}{value}")
-    return 0
+    documents = None if options.data is None else load_corpus(options.data, errors=options.errors)
+    model, tokenizer, directory = open_model(path, options.device, options.dtype, options.adapter)
+    report = ModelReport(str(directory), model.num_parameters())
+    if documents is not None:
+        report.text = evaluate_documents(
+            model,
+            tokenizer,
+            (document.text for document in documents),
+            context=options.context,
+            stride=options.stride,
+            batch_size=options.batch_size,
+        )
+    for task in tasks:
+        report.tasks.append(measure_task(model, tokenizer, task, settings))
+    return report

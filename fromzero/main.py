@@ -30,7 +30,7 @@ COMMANDS = {
     "generate": "continue a prompt",
     "chat": "talk with a model",
     "finetune": "teach a model a new task with LoRA",
-    "evaluate": "measure a model on a text: loss, perplexity, bits per byte",
+    "evaluate": "measure models: on a text, on tasks, side by side",
     "import": "turn a Hugging Face checkpoint into a model directory",
     "export": "write a model for other programs: transformers, vLLM, llama.cpp, Ollama",
     "models": "the table of presets: parameters, FLOPs, memory",

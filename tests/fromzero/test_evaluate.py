@@ -1,11 +1,13 @@
 """`fromzero evaluate`: figures that can be checked by hand."""
 
+import json
 import math
 import re
 
 import pytest
 import torch
 
+from evaluation.small_suite import SUITE
 from fromzero.main import main
 from gpt_model.model import GPT
 from tokenization.tokenizer import Tokenizer
@@ -73,6 +75,78 @@ def test_bad_options_name_value_and_limit(capsys, tiny_model, text_file, options
         assert word in captured.err.splitlines()[-1]
 
 
-def test_data_must_be_given(capsys):
-    assert main(["evaluate"]) == 2
-    assert "--data" in capsys.readouterr().err
+def test_without_data_or_task_the_small_suite_is_asked(capsys, guessing_model, tmp_path):
+    file = tmp_path / "scores.json"
+    arguments = ["evaluate", "--model", str(guessing_model), "--limit", "8", "--json", str(file)]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    for name in ("cloze", "brackets", "copying", "arithmetic"):
+        assert re.search(rf"(?m)^{name} accuracy +[\d.]+ ± [\d.]+ % +25\.0 %$", out), name
+    values = json.loads(file.read_text(encoding="utf-8"))
+    (report,) = values["models"]
+    assert [task["task"] for task in report["tasks"]] == list(SUITE)
+    assert report["model"] == str(guessing_model)
+    assert report["text"] is None
+    assert values["settings"]["limit"] == 8
+    brackets = report["tasks"][1]
+    # to this model all four choices are one and the same
+    assert brackets["measures"]["accuracy"]["value"] == 0.25 == brackets["chance"]
+
+
+def test_own_questions_text_and_two_models_side_by_side(
+    capsys, guessing_model, tiny_model, text_file, tmp_path
+):
+    file = tmp_path / "mine.jsonl"
+    file.write_text(
+        '{"prompt": "the quick", "choices": [" brown", " dog"], "answer": " brown"}\n',
+        encoding="utf-8",
+    )
+    models = [str(guessing_model), str(tiny_model)]
+    arguments = ["evaluate", "--model", *models, "--data", str(text_file), "--task", str(file)]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == [*models, "chance"]
+    perplexities = next(line for line in lines if line.startswith("perplexity")).split()[1:]
+    assert perplexities[0] == "300.00"
+    assert perplexities[1] != "300.00"
+    assert any(line.startswith("mine accuracy per byte") for line in lines)
+
+
+def test_programs_run_only_when_asked_to(capsys, guessing_model, tmp_path):
+    file = tmp_path / "code.jsonl"
+    file.write_text('{"prompt": "x = 1\\n", "tests": "pass", "stop": []}\n', encoding="utf-8")
+    arguments = ["evaluate", "--model", str(guessing_model), "--task", str(file)]
+    assert main(arguments) == 2
+    assert "--run-code" in capsys.readouterr().err
+    more = ["--run-code", "--samples", "2", "--k", "1", "2", "--max-new-tokens", "3"]
+    assert main([*arguments, *more]) == 0
+    assert re.search(r"(?m)^code pass@1 ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--task", "clozze"], ["'clozze'", "did you mean 'cloze'"]),
+        (["--task", "brackets", "--limit", "0"], ["limit", ">= 1", "got 0"]),
+        (["--task", "programs", "--run-code", "--k", "2"], ["k 2", "1 samples"]),
+        (["--task", "brackets", "--json", "no/such/folder/s.json"], ["folder does not exist"]),
+        (["--task", "brackets", "--json", "."], ["it is a folder"]),
+        (["--data", "no/such.txt"], ["no/such.txt"]),
+    ],
+)
+def test_mistakes_are_found_before_a_model_is_loaded(capsys, monkeypatch, options, words):
+    def loaded(*_):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("fromzero.evaluate.open_model", loaded)
+    assert main(["evaluate", *options]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("fromzero: error: ")
+    for word in words:
+        assert word in error
+
+
+def test_an_adapter_belongs_to_one_model(capsys, tiny_model):
+    models = [str(tiny_model), str(tiny_model)]
+    assert main(["evaluate", "--model", *models, "--adapter", "a", "--task", "brackets"]) == 2
+    assert "an adapter belongs to one model, got 2" in capsys.readouterr().err
