@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Options:
     """Measure models: on a text (loss, perplexity, bits per byte) and on tasks.
 
-    Bits per byte compare models with different tokenizers; perplexity does not. Without --data
-    and --task a model is given the small suite, which models of a million parameters can pass.
+    Bits per byte compare models with different tokenizers; perplexity does not. Without --data,
+    --task and --lm-eval a model is given the small suite, made for a million parameters.
 
     Tasks are names (suite = cloze, brackets, copying, arithmetic; sums; programs) or jsonl files,
     one object a line: prompt + choices + answer, prompt + answer, or prompt + tests.
@@ -33,6 +33,7 @@ class Options:
         fromzero evaluate --task suite --model runs/gpt-micro runs/gpt-micro-2 --json scores.json
         fromzero evaluate --task mine.jsonl
         fromzero evaluate --task programs --run-code --samples 10 --k 1 10
+        fromzero evaluate --lm-eval hellaswag --limit 100
     """
 
     model: tuple[Path, ...] = ()
@@ -72,6 +73,14 @@ class Options:
     timeout: float = 10.0
     """seconds a program may take"""
 
+    # with EleutherAI's lm-evaluation-harness
+    lm_eval: tuple[str, ...] = ()
+    """tasks of the harness, such as hellaswag; its data come from the network"""
+    lm_eval_tasks: MaybePath = None
+    """a folder of task files (yaml) of your own"""
+    few_shot: MaybeInt = None
+    """how many examples the harness shows first; without it, what the task says"""
+
     # how
     batch_size: int = 16
     """windows, choices or answers computed at once"""
@@ -104,7 +113,7 @@ def prepare(options: Options) -> tuple[list[Task], Settings]:
     from foundation.checks import check_int
 
     names = options.task
-    if not names and options.data is None:
+    if not names and options.data is None and not options.lm_eval:
         names = ("suite",)
     if options.limit is not None:
         check_int("limit", options.limit, 1)
@@ -145,4 +154,16 @@ def measure(
         )
     for task in tasks:
         report.tasks.append(measure_task(model, tokenizer, task, settings))
+    if options.lm_eval:
+        from evaluation.lm_eval_adapter import run_lm_eval
+
+        report.harness = run_lm_eval(
+            model,
+            tokenizer,
+            options.lm_eval,
+            include_path=options.lm_eval_tasks,
+            limit=options.limit,
+            few_shot=options.few_shot,
+            batch_size=options.batch_size,
+        )
     return report
