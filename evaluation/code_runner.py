@@ -172,13 +172,14 @@ def end_all(process: subprocess.Popen[bytes]) -> None:
             # /T 连同子孙；taskkill 自己的话没人要看
             command = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
             subprocess.run(command, capture_output=True, check=False)
-            process.kill()
     else:
         try:
             # 它是组长，组号就是它的进程号
             os.killpg(process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass  # 组里已经没有人（macOS 上只剩僵尸时是后者）
+    # 组没有结束成，至少结束它自己：绝不能在这里等一个停不下来的程序
+    process.kill()
     process.wait()
 
 

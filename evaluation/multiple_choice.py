@@ -144,8 +144,7 @@ def choice_tokens(tokenizer: Tokenizer, question: Question) -> list[TokenPair]:
     """
     whole = tokenizer.encode_batch([question.prompt + choice for choice in question.choices])
     shared = common_length([*whole, tokenizer.encode(question.prompt)])
-    # 一个选项若恰是另一个的开头，它自己也至少留一个词元来打分
-    shared = min(shared, *(len(ids) - 1 for ids in whole))
+    # 整句总比题目长，所以与题目共有的之后，每个选项至少还有一个词元来打分
     context = whole[0][:shared]
     if not context:
         if tokenizer.end_id is None:

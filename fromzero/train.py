@@ -114,8 +114,9 @@ class Options:
     """how the samples begin; without it as texts of the validation split do"""
     plot: bool = True
     """keep a loss.png in the run directory"""
-    tensorboard: bool = False
-    """also write TensorBoard files"""
+    track: str = "auto"
+    """where curves go too: auto (TensorBoard if it is installed), none, or names joined by commas:
+    tensorboard, wandb, swanlab, mlflow"""
 
 
 class OptionsHook(Hook):
@@ -148,11 +149,13 @@ def run(options: Options) -> int:
     """Text → tokens → model → training → samples."""
     from training.distributed import connect
     from training.run_directory import RunDirectory
+    from training.trackers import make_trackers
 
     # ① everything that can be wrong is found before anything takes long
     processes = connect(options.training.parallel)
     options = place(options, processes)
     training = options.training.to_config()
+    make_trackers(options.track)  # unknown, or not installed
     config, tokenizer = choose_model(options)
     block_size = config.max_seq_len if options.block_size is None else options.block_size
     check_int("block_size", block_size, 1, config.max_seq_len)
@@ -337,13 +340,14 @@ def build_hooks(options: Options, data: TrainingData) -> list[Hook]:
     """What is seen and kept while training."""
     from inference.generator import TextGenerator
     from inference.sampling import SamplingParams
-    from training.hooks import SampleHook, TensorBoardHook, standard_hooks
+    from training.hooks import SampleHook, TrackingHook, standard_hooks
     from training.loss_plot import PlotHook
+    from training.trackers import make_trackers
 
     hooks = [hook for hook in standard_hooks() if options.plot or not isinstance(hook, PlotHook)]
     hooks.append(OptionsHook(options))
-    if options.tensorboard:
-        hooks.append(TensorBoardHook())
+    if trackers := make_trackers(options.track):
+        hooks.append(TrackingHook(trackers, config=options_as_json(options)))
     if options.sample_every is not None and not options.training.overfit_one_batch:
         prompt = prompts(options, data)[0]
         params = SamplingParams(max_new_tokens=60, temperature=0.8, top_k=40, seed=0)

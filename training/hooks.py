@@ -1,4 +1,4 @@
-r"""现成的钩子（hook）有哪些？——进度条、日志、画图、写样例、看梯度、TensorBoard，要哪个给哪个。
+r"""现成的钩子（hook）有哪些？——进度条、日志、画图、写样例、看梯度、实验记录，要哪个给哪个。
 
     Trainer(…, hooks=[ProgressHook(), MetricsHook(), PlotHook(), SampleHook(write)])
     Trainer(…, hooks=standard_hooks())          最常用的几个，一次给齐
@@ -10,7 +10,7 @@ r"""现成的钩子（hook）有哪些？——进度条、日志、画图、写
     DiagnosticsHook    不对劲就说：内存、开头的损失、一直不降          diagnostics.py
     SampleHook         隔一阵子让模型写一段                            这里
     GradientNormHook   隔一阵子看一眼各层的梯度                        这里
-    TensorBoardHook    浏览器里的曲线（要另装 tensorboard）            这里
+    TrackingHook       浏览器里的曲线：TensorBoard、wandb 等           tracking.py
 
 次序有讲究：先给的先被喊。MetricsHook 放在 ProgressHook 之后，屏幕先动；两者互不依赖。
 
@@ -33,7 +33,6 @@ r"""现成的钩子（hook）有哪些？——进度条、日志、画图、写
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +46,7 @@ from training.loss_plot import PlotHook
 from training.metrics import MetricsHook
 from training.progress import ProgressHook
 from training.random_state import kept_random_state
+from training.tracking import TrackingHook
 
 if TYPE_CHECKING:
     from training.trainer import Trainer
@@ -61,7 +61,7 @@ __all__ = [
     "ProgressHook",
     "SampleHook",
     "StepReport",
-    "TensorBoardHook",
+    "TrackingHook",
     "TrainResult",
     "standard_hooks",
 ]
@@ -135,68 +135,6 @@ class GradientNormHook(Hook):
             # 表由 diagnostics.py 画：在别处（测试、笔记本）也能单独调用
             table = gradient_table(trainer.model)
             trainer.message(f"gradient norms at step {report.step} (after clipping)\n{table}")
-
-
-class TensorBoardHook(Hook):
-    """把曲线写成 TensorBoard 的格式：tensorboard --logdir runs，在浏览器里看。
-
-    参数：directory 默认是训练目录里的 tensorboard/
-    错误：没有安装 tensorboard → ValueError，写明怎样装；建的时候就说，不等到训练开始
-    """
-
-    def __init__(self, directory: Path | str | None = None) -> None:
-        # 用到才装、才导入：没有它，别的钩子照常用
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            # from None：人只需知道怎样装，不必看导入的一长串经过
-            raise ValueError(
-                "TensorBoard is not installed; pip install tensorboard, or leave it out: "
-                "metrics.jsonl and loss.png hold the same numbers"
-            ) from None
-        self._make_writer = SummaryWriter  # 留着类，开始时才建：一建就会写出文件
-        self.directory = None if directory is None else Path(directory)
-        self._writer: Any = None  # on_start 打开，on_end 关上
-
-    def on_start(self, trainer: Trainer) -> None:
-        """打开；续训时，存档之后的那些点作废（purge_step）。
-
-        错误：没有给 directory，Trainer 也没有 run_dir → ValueError
-        """
-        # 不改 self.directory：同一个钩子换个 Trainer 再用，仍跟着新的训练目录
-        directory = self.directory
-        if directory is None:
-            if trainer.run_dir is None:
-                raise ValueError("TensorBoardHook needs a directory, or a Trainer with a run_dir")
-            directory = trainer.run_dir / "tensorboard"
-        # 从存档的下一步起会重走一遍；不作废，曲线就有一段来回
-        purge = trainer.state.step + 1 if trainer.state.step else None
-        self._writer = self._make_writer(str(directory), purge_step=purge)
-
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        """一步三个数；名字里的斜线是分组，浏览器里同组的图放在一起。"""
-        # 跳过的步没有可画的损失
-        if not report.skipped:
-            self._add("train/loss", report.loss, report.step)
-            self._add("train/learning_rate", report.learning_rate, report.step)
-            self._add("train/grad_norm", report.grad_norm, report.step)
-
-    def on_evaluate(self, trainer: Trainer, report: EvaluationReport) -> None:
-        """评估的两个数；不知道每个词元合几个字节，就只有一个。"""
-        self._add("validation/loss", report.loss, report.step)
-        # 每字节比特与分词器无关：换了分词器的两次训练，比这一条
-        if report.bits_per_byte is not None:
-            self._add("validation/bits_per_byte", report.bits_per_byte, report.step)
-
-    def on_end(self, trainer: Trainer, result: TrainResult | None) -> None:
-        """关好文件；还攒在内存里的点，这时写出去。"""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-    def _add(self, name: str, value: float, step: int) -> None:
-        """添一个点；横轴是步数，与 loss.png 相同，两边才好对照。"""
-        self._writer.add_scalar(name, value, step)
 
 
 def demo() -> None:

@@ -54,7 +54,13 @@ def test_chance_is_the_mean_over_questions():
 
 def test_the_seam_is_where_the_choices_first_differ():
     tokenizer = Tokenizer.train_bpe([TEXT], 300)
-    for prompt, choices in (("the ca", ("t", "t sat", "p")), ("the cat", (" sat", " ran"))):
+    cases = {
+        "the ca": ("t", "t sat", "p"),
+        "the c": ("at", "at sat"),
+        "on the ca": ("t sat on", "r ran on"),
+        "the cat": (" sat", " ran"),
+    }
+    for prompt, choices in cases.items():
         pairs = choice_tokens(tokenizer, Question(prompt, choices, 0))
         assert len({tuple(context) for context, _ in pairs}) == 1
         for choice, (context, continuation) in zip(choices, pairs, strict=True):

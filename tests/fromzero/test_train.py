@@ -278,3 +278,18 @@ def test_a_recipe_trains_and_resumes(train, workplace):
     assert saved.previous_token is not None
     assert saved.previous_token.pairs.weight.abs().max() > 0
     assert main(["train", "--resume", "runs/r"]) == 0
+
+
+def test_curves_go_where_they_are_sent(train, workplace, capsys):
+    pytest.importorskip("tensorboard")
+    train("--out", "runs/board", "--track", "tensorboard")
+    assert list((workplace / "runs/board/tensorboard").glob("events.*"))
+    train("--out", "runs/bare", "--track", "none")
+    assert not (workplace / "runs/bare/tensorboard").exists()
+    assert Options().track == "auto"
+
+
+def test_an_unknown_tracker_is_refused_before_anything_is_made(train, workplace, capsys):
+    assert main(["train", "--data", "texts", "--out", "runs/x", "--track", "tensorbord"]) == 2
+    assert "did you mean 'tensorboard'" in capsys.readouterr().err
+    assert not (workplace / "runs").exists()
