@@ -24,6 +24,22 @@ Windows 没有 POSIX 的那些限制，只有限时；macOS 不管内存的上�
 
 环境变量只留几个必要的：里面常有密钥，不该给模型写的程序看。
 
+几道防线，各防什么：
+    自己的进程组        它再生的子孙，一并结束；它自己结束了，子孙也不许留下
+    墙上的钟            睡着不动的、等锁的：处理器时间管不到它们
+    处理器时间          万一我们先没了，系统也会替我们结束它
+    内存的上限          写错一个数，占满内存，整台机器都会卡住
+    单个文件的大小      同上，占满的是磁盘
+    管子只读不留        停不住的打印，占的是我们自己的内存
+    隔离模式 -I         它当前的文件夹里有个 random.py，不会被当成标准库
+
+常见疑问：
+    为什么不在本进程里 exec？  停不下来就一起停不下来，崩了就一起崩；状态也会互相弄脏
+    为什么不看退出码？         程序可以自己定退出码；它定不了暗号
+    暗号真的偷不到吗？         偷得到，翻栈就行；所以说它不是沙箱。模型不会碰巧写出这样的程序
+    起一个进程不慢吗？         几十毫秒；比模型写一个程序快得多
+    能不能几个一起跑？         可以，它们互不相干；这里一个一个来，计时才公平
+
 论文：HumanEval (Chen et al. 2021), arXiv:2107.03374, §2.3。
 改哪里：限多少 → `run_program` 的参数；子进程里做什么 → `code_driver.py`。
 """
@@ -66,7 +82,10 @@ class Outcome:
 
 
 class Reader(threading.Thread):
-    """把一根管子读到底，只留开头；不读的话，管子满了，对方就停在那里。"""
+    """把一根管子读到底，只留开头；不读的话，管子满了，对方就停在那里。
+
+    两根管子各要一个：只读一根时，另一根满了，两边就互相等着
+    """
 
     def __init__(self, pipe: IO[bytes], limit: int) -> None:
         # daemon：万一有漏网的子孙还拿着管子，也不会拖住我们退出
@@ -86,33 +105,42 @@ def run_program(
     """运行一段 Python；跑到最后一行、没有异常才算通过。
 
     参数：timeout 秒；memory 字节（系统支持时）；output_limit 留下的字节数
+    类型：source 里有孤立的代理码位（写不成 UTF-8）也不抛异常，算它不通过
     约定：返回之后，它与它的子孙都已结束，临时文件夹也删了
     """
     check_float("timeout", timeout, exclusive_minimum=0.0)
     check_int("memory", memory, 2**26)  # Python 自己也要几十 MB
     check_int("output_limit", output_limit, 0)
+    # 每次都换：上一个程序记下了也没有用
     token = secrets.token_hex(16).encode()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:
+            # 模型写得出任何字符，写不成文件的也有
             data = source.encode("utf-8")
         except UnicodeEncodeError:
             return Outcome(False, "the program is not valid Unicode", "")
         Path(folder, "program.py").write_bytes(data)
+        # 从这里起，无论怎样都要把它结束
         process = start(folder, memory, timeout)
         try:
             found, output, late = talk(process, token, timeout, output_limit)
         finally:
             end_all(process)
+    # 只留开头，可能断在一个字中间：换成 �
     text = output.decode("utf-8", errors="replace")
     if late:
         return Outcome(False, f"not finished after {timeout:g} s", text)
+    # 恰好相等才算：多一个字节也不行
     if found == token:
         return Outcome(True, "", text)
     return Outcome(False, reason_of(text, len(output) >= output_limit, process.returncode), text)
 
 
 def reason_of(text: str, cut: bool, code: int) -> str:
-    """没有通过的原因：错误的最后一行；什么也没说就走了，或说得太多看不到最后，就说退出码。"""
+    """没有通过的原因：错误的最后一行；什么也没说就走了，或说得太多看不到最后，就说退出码。
+
+    Python 的错误，最后一行是「异常的名字: 说明」，比前面的经过更有用
+    """
     lines = text.strip().splitlines()
     if lines and not cut:
         return lines[-1][:200]
@@ -125,6 +153,7 @@ def start(folder: str, memory: int, timeout: float) -> subprocess.Popen[bytes]:
     if sys.platform == "win32":
         options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    # 临时文件也写进那个文件夹，一起删掉
     environment |= {name: folder for name in ("HOME", "TMPDIR", "TEMP", "TMP")}
     # 处理器时间多给一秒：先到的应当是墙上的钟，原因才说得清
     limits = [str(memory), str(int(timeout) + 1)]
@@ -142,14 +171,19 @@ def start(folder: str, memory: int, timeout: float) -> subprocess.Popen[bytes]:
 def talk(
     process: subprocess.Popen[bytes], token: bytes, timeout: float, output_limit: int
 ) -> tuple[bytes, bytes, bool]:
-    """给暗号，限时等；返回 (它交出的, 它打印的, 超时了吗)。"""
+    """给暗号，限时等；返回 (它交出的, 它打印的, 超时了吗)。
+
+    次序要紧：先开始读，再给暗号，再等；反过来，它打印得快就会堵住
+    """
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
+    # 多读一点，好看出有没有多余的
     answer = Reader(process.stdout, 2 * len(token))
     output = Reader(process.stderr, output_limit)
     try:
         process.stdin.write(token)
+        # 关上，它才知道暗号读完了
         process.stdin.close()
     except OSError:
         pass  # 它还没读就没了；下面自然收不到暗号
@@ -166,7 +200,10 @@ def talk(
 
 
 def end_all(process: subprocess.Popen[bytes]) -> None:
-    """结束它与同组的子孙，并收尸；已经没了也不要紧，可以调用几次。"""
+    """结束它与同组的子孙，并收尸；已经没了也不要紧，可以调用几次。
+
+    SIGKILL 谁也拦不住；SIGTERM 可以不理，坏程序就真的不理
+    """
     if sys.platform == "win32":
         if process.poll() is None:
             # /T 连同子孙；taskkill 自己的话没人要看
@@ -198,15 +235,19 @@ def demo() -> None:
     }
     # 内存的上限只有 Linux 认真执行；别处真去占十个 G，会拖慢整台机器
     if sys.platform == "linux":
+        # 上限缺省 1 GB
         programs["占 10 GB"] = "x = bytearray(10**10)"
     for name, source in programs.items():
+        # 连起进程的时间也算在内
         began = time.perf_counter()
+        # 限时 1.5 秒，好让演示快些
         outcome = run_program(source, timeout=1.5)
         seconds = time.perf_counter() - began
         verdict = "通过" if outcome.passed else f"不通过：{outcome.reason[:60]}"
         print(f"   {name}\t{seconds:.1f} 秒\t留下 {len(outcome.output):5} 字\t{verdict}")
         assert outcome.passed == (name == "对的")
         assert seconds < 6
+        # 说个不停的也只留下这么多
         assert len(outcome.output) <= 20_000
 
 

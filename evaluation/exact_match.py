@@ -19,6 +19,19 @@ $$\mathrm{EM} = \frac{1}{n}\sum_i \mathbb 1\bigl[\,\exists\, a \in A_i:\
     采样来写           每次不同；考试用贪心（temperature = 0），同样的模型得同样的分
     提示太长           从左边砍，最近的例子与题目留着；砍右边就把题目砍掉了
 
+看分数时，先看几条写出来的：
+    总是 0                     多半是停止串没写到，答案后面跟了一串别的；或空格、格式不对
+    规整前后差得多             写对了，只是带了标点、大小写；要不要算对，由你的用途定
+    时对时错，换个种子就变     不该发生：贪心没有种子；查查是不是误用了采样
+    选择题会、填空不会         知道，但写不出；小模型多半如此
+
+常见疑问：
+    英文的 a、the 要去掉吗？   SQuAD 去掉；这里不去：中文没有，代码里的 a 是变量名
+    数字呢，7 与 7.0？         不同：要按数值比，就在 answers 里两种都列上
+    答案有几种说法？           都列在 answers 里，对上任何一个就算对
+    写得很长的答案呢？         逐字相同太苛刻；那要别的量法（BLEU、让模型来判），这里没有
+    为什么整批一起写？         快；与一条一条写的内容相同，见 generator.py
+
 论文：SQuAD (Rajpurkar et al. 2016), arXiv:1606.05250。
 改哪里：规整的规则 → `normalize`；怎样写 → `write_answers` 里的 SamplingParams。
 """
@@ -52,6 +65,7 @@ __all__ = [
 class ShortAnswer:
     """一道要写出答案的题；answers 里对上任何一个就算对，写到 stop 里任何一个就停。
 
+    stop 缺省是换行：答案一行写完；要写几行的，自己给
     错误：prompt 是空的、没有答案、有空的停止串 → ValueError
     """
 
@@ -62,8 +76,10 @@ class ShortAnswer:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError("the prompt is empty: the model needs something to continue")
+        # 没有答案的题，谁也答不对
         if not self.answers:
             raise ValueError("a question needs at least 1 accepted answer, got 0")
+        # 空的停止串处处都有，一个字也写不出来
         if "" in self.stop:
             raise ValueError("a stop text is empty: it would end every answer at once")
 
@@ -79,17 +95,22 @@ def normalize(text: str) -> str:
     ('paris', '7.0')
     """
     # NFKC：全角 → 半角，连字拆开；casefold 比 lower 彻底：ß → ss
+    # split() 认得一切 Unicode 空白，全角空格也在内
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
     def decorates(character: str) -> bool:
         # P 是标点。负号不算：「-7」与「7」不是同一个答案
         return character != "-" and unicodedata.category(character).startswith("P")
 
+    # 从两头往里收，中间的标点（3.14、don't）不动
     start, end = 0, len(plain)
+    # 左边
     while start < end and decorates(plain[start]):
         start += 1
+    # 右边
     while end > start and decorates(plain[end - 1]):
         end -= 1
+    # 去掉标点之后，里面可能还有空白：「“ 是 ”」
     return plain[start:end].strip()
 
 
@@ -98,9 +119,12 @@ def measure_exact_match(
 ) -> dict[str, Estimate]:
     """规整之后、规整之前各对了几成。
 
+    公式：EM = 对上的题数 / 题数；raw 只去掉首尾的空白
     错误：一道题也没有 → ValueError
     """
+    # 一次交上全部的题：怎样分批由写的一方定
     written = write(questions)
+    # 一题一段，次序相同
     pairs = list(zip(questions, written, strict=True))
     return {
         "exact_match": estimate(
@@ -117,8 +141,12 @@ def measure_exact_match(
 def write_answers(
     model: GPT, tokenizer: Tokenizer, *, max_new_tokens: int = 32, batch_size: int = 16
 ) -> AnswerWriter:
-    """用一个模型来写：贪心，成批；返回交给 measure_exact_match 的函数。"""
+    """用一个模型来写：贪心，成批；返回交给 measure_exact_match 的函数。
+
+    约定：第 i 段文字答第 i 道题，与怎样分批无关；停止串本身不在文字里
+    """
     check_int("batch_size", batch_size, 1)
+    # 它自己没有状态，几批共用一个
     writer = TextGenerator(model, tokenizer)
 
     def write(questions: Sequence[ShortAnswer]) -> list[str]:
@@ -127,10 +155,13 @@ def write_answers(
         kinds: dict[tuple[str, ...], list[int]] = {}
         for index, question in enumerate(questions):
             kinds.setdefault(question.stop, []).append(index)
+        # 同一类里一批一批地写
         for stop, indices in kinds.items():
+            # 温度 0：每步都选第一名，没有随机
             params = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens, stop=stop)
             for first in range(0, len(indices), batch_size):
                 batch = indices[first : first + batch_size]
+                # 编号而不是文字：太长的已经砍好了
                 prompts = [
                     prompt_ids(model, tokenizer, questions[index].prompt, max_new_tokens)
                     for index in batch
@@ -145,8 +176,10 @@ def write_answers(
 def prompt_ids(model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: int) -> list[int]:
     """题目的编号；太长就从左边砍，给要写的留出地方。
 
+    公式：留下最后 C − m 个，C 是上下文，m 是至多写几个；写满了也不会超出
     错误：要写的比上下文还长 → ValueError，给出两个数
     """
+    # 上下文里，题目与答案要一起放得下
     limit = model.config.max_seq_len
     check_int("max_new_tokens", max_new_tokens, 1, limit - 1)
     return tokenizer.encode(prompt)[-(limit - max_new_tokens) :]
@@ -157,25 +190,32 @@ def demo() -> None:
     from inference.poet import learn_poems
 
     print("① 规整：左边写成右边")
+    # 全角、大小写与多余的空白、引号里的负数、小数、只有标点的
     for text in ("　Ｐａｒｉｓ。", "  The  Answer!", "“-7”", "7.0", "……"):
         print(f"   {text!r:20} → {normalize(text)!r}")
+    # 负号是内容，引号不是
     assert normalize("“-7”") == "-7" != normalize("7")
     assert normalize("……") == ""
 
+    # 八道题：a + a
     questions = [ShortAnswer(f"{a} + {a} =", (str(2 * a),)) for a in range(1, 9)]
     print("② 同一份考卷，三个「考生」")
+    # 一个全对，一个每句都多说了话，一个只会一个数
     for name, write in (
         ("写对的      ", lambda qs: [f" {q.answers[0]}." for q in qs]),
         ("多写了话的  ", lambda qs: [f"it is {q.answers[0]}" for q in qs]),
         ("一律写 8 的 ", lambda qs: [" 8" for _ in qs]),
     ):
+        # 三个考生，同一把尺子
         found = measure_exact_match(questions, write)
         print(f"   {name} {found['exact_match']}　（不规整 {found['exact_match_raw']}）")
     # 八道题里恰有一道的答案是 8
     assert found["exact_match"].value == 1 / 8
 
     print("③ 背熟了三首诗的小模型，写到句号为止")
+    # 一两秒练成，见 poet.py
     model, tokenizer, _ = learn_poems()
+    # 第三道的「标准答案」故意给错，看它扣不扣分
     poems = [
         ShortAnswer("床前明月光，", ("疑是地上霜",), ("。",)),
         ShortAnswer("春眠不觉", ("晓，处处闻啼鸟",), ("。",)),
@@ -186,6 +226,7 @@ def demo() -> None:
         print(f"   {question.prompt} → {text}　（答案 {question.answers[0]}）")
     score = measure_exact_match(poems, write)["exact_match"]
     print(f"   得分 {score}")
+    # 三道对两道：错的那道错在标准答案
     assert abs(score.value - 2 / 3) < 1e-9
 
 

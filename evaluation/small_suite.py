@@ -21,6 +21,20 @@ $$\sum_{q\,\in\,\text{组}} \mathbb 1[\hat a(q) = a_q] = 1 \quad \text{若 } \ha
 
 于是多出来的每一分，都是看了题才得的。
 
+看分数时：
+    cloze 先动            语感最先有：练几分钟的小模型就明显高过瞎猜
+    brackets 随后         要记住开了哪几个，还要倒着关
+    copying 先低于瞎猜    小模型偏爱刚出现过的词，而答案是离得最远的那个；
+                          学会「找上次出现的地方，抄它后面那个」（induction head）才会升
+    arithmetic 不动       两位数相加；自带的语料里没有几道算术题
+量过的数在 docs/evaluation.md。标准误约 2 个百分点，差不了几个点的，不要当真。
+
+常见疑问：
+    为什么不直接看验证损失？  也要看；但损失说不出学会了哪一样，降 0.1 是多是少也难说
+    为什么四个选项？          两个太容易蒙对，多了要更多的算力；四个一组，正好轮一遍
+    换一个种子算新题吗？      算；反复看着同一份题调参数，就是在背题，最后换个种子再考
+    大模型能用吗？            能，但多半满分附近，分不出高下；用 task_files.py 里自己的题
+
 题从哪里来：后三样由种子生成，哪里都一样；cloze 取自带语料里留出（held-out）的文档
 （规则与 `fromzero train` 的缺省相同，见 document_split.py），随 Python 的版本略有不同，
 所以报告里记着版本。拿别的比例或别的语料练的模型，也许见过其中的文章。
@@ -82,8 +96,10 @@ def in_groups(items: Iterable[tuple[str, str]], rng: random.Random) -> Iterator[
         group.append(item)
         if len(group) < GROUP:
             continue
+        # 满了就出题，不再往里放
         waiting.remove(group)
         # ② 满了：选项围成一圈，每道题转到让答案落在自己那个位置
+        # 四个答案，就是四个选项
         circle = [answer for _, answer in group]
         rng.shuffle(circle)
         places = rng.sample(range(GROUP), GROUP)
@@ -104,12 +120,15 @@ def cloze_questions(
     # ① 候选：前面至少有半个窗口的话，是小写的词，不是行首
     found: list[tuple[str, str]] = []
     for text in texts:
+        # 候选的位置：空格后面三到九个小写字母，恰好是一个词
         spots = [m for m in re.finditer(r"(?<=[a-z,:=]) [a-z]{3,9}\b", text) if m.start() > WINDOW]
+        # 一篇至多十二个：长文章不会占去大半
         for spot in rng.sample(spots, min(12, len(spots))):
             window = text[spot.start() - WINDOW : spot.start()]
             # 从一个词的开头开始，别把前一个词切成半个
             found.append((window.split(" ", 1)[-1], spot[0]))
     # ② 同样长的词分在一起，再四个一组
+    # 打乱：一组四道题来自不同的文章
     rng.shuffle(found)
     by_length: dict[int, list[tuple[str, str]]] = defaultdict(list)
     for item in found:
@@ -144,27 +163,37 @@ def cloze(n: int, rng: random.Random) -> list[Question]:
 
 
 def brackets(n: int, rng: random.Random) -> list[Question]:
-    """两层或三层括号，该按什么次序关上；一组里层数相同。"""
+    """两层或三层括号，该按什么次序关上；一组里层数相同。
+
+    约定：选项一样长，都是右括号；单看选项，哪个都像
+    """
 
     def items(depth: int) -> Iterator[tuple[str, str]]:
         while True:
             # 每轮把所有的开法打乱走一遍，组就很快凑满
+            # 两层 9 种，三层 27 种
             openings = list(product(PAIRS, repeat=depth))
             for opening in rng.sample(openings, len(openings)):
                 names = rng.sample(NAMES, depth + 1)
+                # 每个开括号后面跟一个名字，看起来像一行代码
                 inside = ", ".join(f"{b}{name}" for b, name in zip(opening, names[1:], strict=True))
                 yield f"    {names[0]} = {inside}", "".join(PAIRS[b] for b in opening[::-1])
 
+    # 一半两层，一半三层；都取整到四的倍数
     half = n // 2 // GROUP * GROUP
     shares = {2: half, 3: n - half}
     return [q for depth, k in shares.items() for q in take(in_groups(items(depth), rng), k)]
 
 
 def copying(n: int, rng: random.Random) -> list[Question]:
-    """四个词轮了三遍，下一个还是第一个；每个词出现的次数相同，光数个数答不出来。"""
+    """四个词轮了三遍，下一个还是第一个；每个词出现的次数相同，光数个数答不出来。
+
+    约定：整三遍，所以「出现得多」「离得近」都帮不上忙，只能去看上次它后面是谁
+    """
 
     def items() -> Iterator[tuple[str, str]]:
         while True:
+            # 四个不同的名字；都是常见的词，不考生词
             names = rng.sample(NAMES, GROUP)
             # 四种转法正好一组：同样的四个词，各当一次答案
             for turn in range(GROUP):
@@ -175,12 +204,17 @@ def copying(n: int, rng: random.Random) -> list[Question]:
 
 
 def arithmetic(n: int, rng: random.Random) -> list[Question]:
-    """两个数相加；一组里的和是相邻的四个数，估个大概没有用。"""
+    """两个数相加；一组里的和是相邻的四个数，估个大概没有用。
+
+    约定：和是两位数，答案不会是题目的最后一个词元（等号）
+    """
 
     def items() -> Iterator[tuple[str, str]]:
         while True:
+            # 四个相邻的两位数，各当一次和
             low = rng.randrange(10, 96)
             for total in range(low, low + GROUP):
+                # 随机拆成两个数
                 left = rng.randrange(1, total)
                 yield f"{left} + {total - left} =", f" {total}"
 
@@ -188,7 +222,7 @@ def arithmetic(n: int, rng: random.Random) -> list[Question]:
 
 
 def take(questions: Iterator[Question], n: int) -> list[Question]:
-    """前 n 道。"""
+    """前 n 道；题目要多少有多少，所以总能取够。"""
     return [question for question, _ in zip(questions, range(n), strict=False)]
 
 
@@ -215,6 +249,7 @@ def demo() -> None:
         # 两个不看题的：总选第一个位置的；给每个选项一个与题无关的分数的
         blind = sum(question.answer == 0 for question in questions)
         taste = random.Random(7)
+        # 给每个选项一个固定的、与题无关的分数
         liking: dict[str, float] = defaultdict(taste.random)
         fixed = sum(
             max(question.choices, key=lambda choice: liking[choice])

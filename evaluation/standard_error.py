@@ -19,6 +19,8 @@ $$\mathrm{SE} = \sqrt{\frac{1}{n(n-1)}\sum_i (x_i - \bar x)^2},\qquad
 常见疑问：
     全对（或全错）时标准误是 0，就一点不会错吗？  不是，只是这批题没有分出高下；题要再多、再难
     同一题答很多次，能减小它吗？                  不能，题目才是抽来的；每题先平均，再按题算
+    两个模型考同一份卷子，怎样比？                逐题相减再求标准误，比各算各的灵敏得多
+    平均分以外的呢（困惑度）？                    它也晃，只是按文档算；这里不管
 
 论文：Miller, *Adding Error Bars to Evals*, arXiv:2411.00640。
 改哪里：题目成组（同一篇文章出几题）时，组内不独立，要先按组平均再交给 `estimate`。
@@ -69,6 +71,7 @@ def estimate(values: Iterable[float]) -> Estimate:
     if n == 1:
         return Estimate(mean, None, 1)
     squares = math.fsum((score - mean) ** 2 for score in scores)
+    # n − 1 给方差，再除以 n 给平均数的方差
     return Estimate(mean, math.sqrt(squares / (n - 1) / n), n)
 
 
@@ -96,6 +99,7 @@ def demo() -> None:
     for exam in exams.tolist():
         result = estimate(exam)
         assert result.error is not None
+        # 盖住一次算一次
         covered += abs(result.value - 0.31) <= 1.96 * result.error
     share = covered / len(exams)
     print(f"③ 考 4000 遍，±1.96·SE 盖住真值的有 {100 * share:.1f} %")

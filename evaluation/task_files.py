@@ -35,7 +35,6 @@ from evaluation.pass_at_k import CODE_STOPS, Problem
 from evaluation.small_programs import PROGRAMS
 from evaluation.small_suite import SUITE, suite_questions
 from foundation.checks import nearest, unknown_key_message
-from foundation.demonstration import run_demo
 from foundation.files import read_text
 
 __all__ = ["BUILT_IN", "Item", "Task", "load_tasks", "read_task"]
@@ -196,45 +195,3 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[[dict[str, Any
     "answer": (("prompt", "answer"), ("stop",), make_answer),
     "tests": (("prompt", "tests"), ("stop",), make_problem),
 }
-
-
-def demo() -> None:
-    """三种题各写一份文件读回来；几种写错的，各得到一句话。"""
-    import tempfile
-
-    good = {
-        "choice": '{"prompt": "The sky is", "choices": [" blue", " loud"], "answer": " blue"}',
-        "answer": '{"prompt": "2 + 3 =", "answer": ["5", "five"], "id": 7}',
-        "program": '{"prompt": "def double(x):\\n", "tests": "assert double(4) == 8"}',
-    }
-    bad = (
-        '{"prompt": "x", "choices": ["a", "b"], "answer": 2}',
-        '{"prompt": "x", "choices": ["a", "b"], "anwser": 0}',
-        '{"prompt": "x"}',
-        '{"prompt": "x", "answer": "y"',
-    )
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name, "mine.jsonl")
-        print("① 三种题")
-        for kind, line in good.items():
-            path.write_text(line + "\n", encoding="utf-8")
-            task = read_task(path)
-            print(f"   {task.name}：{task.kind}\t{task.items[0]}"[:96])
-            assert task.kind == kind
-        print("② 写错时")
-        for line in bad:
-            path.write_text(good["choice"] + "\n" + line, encoding="utf-8")
-            try:
-                read_task(path)
-            except ValueError as error:
-                print(f"   {str(error).replace(str(path), 'mine.jsonl')}")
-            else:
-                raise AssertionError(f"{line} should have been refused")
-    print("③ 自带的")
-    for task in load_tasks(["suite", "sums", "programs"], limit=8):
-        print(f"   {task.name}\t{task.kind}\t{task.items[0].prompt[-40:]!r}")
-        assert len(task.items) == 8
-
-
-if __name__ == "__main__":
-    run_demo(demo)

@@ -25,7 +25,13 @@ def ids(paths):
     return [path.relative_to(ROOT).as_posix() for path in paths]
 
 
+def demonstrates(path):
+    return "run_demo(demo" in path.read_text(encoding="utf-8")
+
+
 LESSON_FILES = [path for path in modules(LESSONS) if path.name != "__init__.py"]
+# the measures are lessons; the tools beside them (doctor, adapter, table) are not
+LESSON_FILES += [path for path in modules(["evaluation"]) if demonstrates(path)]
 ALL_FILES = modules([*PACKAGES, "examples", "benchmarks", "tests"])
 
 
@@ -86,6 +92,7 @@ def test_no_file_shadows_a_module_on_a_direct_run():
     third_party = {
         *("torch", "numpy", "safetensors", "tokenizers", "regex", "rich", "tyro", "matplotlib"),
         *("filelock", "transformers", "peft", "datasets", "tensorboard", "pytest", "hypothesis"),
+        *("wandb", "swanlab", "mlflow", "lm_eval"),
     }
     taken = (set(sys.stdlib_module_names) - {"__main__"}) | third_party
     shadowing = [

@@ -1,6 +1,8 @@
 """Tasks from names and from files; every mistake names its line."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +89,11 @@ def test_names_groups_and_files_together(tmp_path):
     for item in load_tasks(["sums"])[0].items:
         left, right = item.prompt.rsplit("\n", 1)[1].rstrip(" =").split(" + ")
         assert item.answers == (str(int(left) + int(right)),)
+
+
+def test_the_examples_of_the_documents_are_read(tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    lines = re.search(r"```json\n(.*?)```", page, flags=re.S)[1].splitlines()
+    kinds = [read_task(write(tmp_path / f"{n}.jsonl", line)).kind for n, line in enumerate(lines)]
+    assert kinds == ["choice", "answer", "program"]
