@@ -182,7 +182,8 @@ def prompt_ids(model: GPT, tokenizer: Tokenizer, prompt: str, max_new_tokens: in
     # 上下文里，题目与答案要一起放得下
     limit = model.config.max_seq_len
     check_int("max_new_tokens", max_new_tokens, 1, limit - 1)
-    return tokenizer.encode(prompt)[-(limit - max_new_tokens) :]
+    # 别家的分词器可能规定开头有 <s>；砍的时候它也先走，与别的评测程序相同
+    return tokenizer.encode(prompt, add_special=True)[-(limit - max_new_tokens) :]
 
 
 def demo() -> None:

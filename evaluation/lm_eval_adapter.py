@@ -136,6 +136,12 @@ class HarnessModel:
         return end
 
     @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without context: <s> where the tokenizer has one."""
+        start = self.encoder.start_ids
+        return start[0] if start else self.eot_token_id
+
+    @property
     def tokenizer_name(self) -> str:
         """Names the harness's cache of tokenized requests."""
         return f"fromzero-{self.encoder.fingerprint[:16]}"
@@ -143,8 +149,8 @@ class HarnessModel:
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Plain text; nothing is added before it or after it."""
-        return self.encoder.encode(string)
+        """With what this tokenizer puts around every text, often nothing, unless told not to."""
+        return self.encoder.encode(string, add_special=add_special_tokens is not False)
 
     def loglikelihood(
         self, requests: list[Any], disable_tqdm: bool = False
@@ -160,7 +166,8 @@ class HarnessModel:
         self, requests: list[Any], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         pairs = [
-            (context or [self.eot_token_id], continuation) for _, context, continuation in requests
+            (context or [self.prefix_token_id], continuation)
+            for _, context, continuation in requests
         ]
         answers = [
             (found.log_likelihood, found.is_greedy)
@@ -178,9 +185,10 @@ class HarnessModel:
         windows: list[Any] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
+            (text,) = request.args
             for pair in get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]),
-                prefix_token=self.eot_token_id,
+                token_list=self.tok_encode(text) if text else [],
+                prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,
             ):
@@ -211,7 +219,7 @@ class HarnessModel:
                         requests[index].args[0],
                         params.max_new_tokens,
                     )
-                    or [self.eot_token_id]
+                    or [self.prefix_token_id]
                     for index in batch
                 ]
                 for index, found in zip(batch, writer.generate(prompts, params), strict=True):

@@ -172,7 +172,8 @@ def choice_tokens(tokenizer: Tokenizer, question: Question) -> list[TokenPair]:
     # ② 共有的开头；题目自己也算在内，免得几个选项碰巧同样开头，把它们也当成了前文
     shared = common_length([*whole, tokenizer.encode(question.prompt)])
     # 整句总比题目长，所以与题目共有的之后，每个选项至少还有一个词元来打分
-    context = whole[0][:shared]
+    # 别家的分词器规定了开头（<s>）的，照加；我们自己的没有
+    context = [*tokenizer.start_ids, *whole[0][:shared]]
     if not context:
         if tokenizer.end_id is None:
             raise ValueError(

@@ -153,6 +153,7 @@ def evaluate_documents(
     for text in texts:
         encoded = tokenizer.encode(text)
         # 空文档不成一篇；训练时的分片里也没有它
+        # 开头是别家分词器自己规定的，只在最前面来一次
         if encoded and not ids and tokenizer.start_ids:
             ids += tokenizer.start_ids
         elif encoded and tokenizer.end_id is not None:

@@ -31,10 +31,30 @@ def offline():
     patch.undo()
 
 
-@pytest.fixture(scope="module")
-def pair():
+def with_beginning(tokenizer):
+    """The same, but every text begins with <s>, as Llama's do."""
+    values = json.loads(tokenizer.to_json())
+    values["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            "<s>": {"id": "<s>", "ids": [tokenizer.special_tokens["<s>"]], "tokens": ["<s>"]}
+        },
+    }
+    return Tokenizer.from_json(json.dumps(values))
+
+
+@pytest.fixture(scope="module", params=["plain", "begins with <s>"])
+def pair(request):
     torch.manual_seed(0)
-    tokenizer = Tokenizer.train_bpe([TEXT], 320)
+    tokenizer = Tokenizer.train_bpe([TEXT], 320, ("<|endoftext|>", "<s>"))
+    if request.param != "plain":
+        tokenizer = with_beginning(tokenizer)
+        assert len(tokenizer.start_ids) == 1
     config = preset("gpt2", vocab_size=tokenizer.vocab_size, max_seq_len=CONTEXT, n_layers=2)
     model = GPT(config.replace(dim=32, n_heads=2, dropout=0.0)).eval()
     with torch.no_grad():
@@ -71,7 +91,9 @@ def theirs(pair, tmp_path_factory):
     hf.tie_weights()
     file = tokenizer.save(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
     fast = PreTrainedTokenizerFast(
-        tokenizer_file=str(file), eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+        tokenizer_file=str(file),
+        eos_token="<|endoftext|>",
+        bos_token="<s>" if tokenizer.start_ids else "<|endoftext|>",
     )
     return HFLM(pretrained=hf, tokenizer=fast, batch_size=2, max_length=CONTEXT, device="cpu")
 

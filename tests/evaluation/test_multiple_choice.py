@@ -121,3 +121,10 @@ def test_the_model_is_asked_what_the_formula_says():
 def test_bad_questions_are_refused(choices, answer, message):
     with pytest.raises(ValueError, match=message):
         Question("x", choices, answer)
+
+
+def test_texts_begin_as_the_tokenizer_says(monkeypatch):
+    tokenizer = Tokenizer.characters(["abc"])
+    monkeypatch.setattr(Tokenizer, "start_ids", [7])
+    assert choice_tokens(tokenizer, Question("c", ("a", "b"), 0)) == [([7, 3], [1]), ([7, 3], [2])]
+    assert choice_tokens(tokenizer, Question("", ("a", "b"), 0)) == [([7], [1]), ([7], [2])]
