@@ -19,6 +19,7 @@ LESSONS = [
     for folder in FOLDERS
     for path in sorted((ROOT / folder).glob("*.py"))
     if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
+    and path.name != "code_driver.py"  # what a child process runs, by its path
 ]
 PLOTS = [
     lesson
