@@ -144,7 +144,8 @@ CASES = {
     ),
     "no model at all": (["generate", "--prompt", "a"], "no model|runs|fromzero train"),
     "no adapter": ([*GENERATE, "--adapter", "folder"], "folder|adapter_config.json"),
-    "evaluate without data": (["evaluate", "--model", "model"], "--data"),
+    "an unknown task": (["evaluate", "--model", "model", "--task", "clozze"], "'clozze'|'cloze'"),
+    "programs unasked": (["evaluate", "--model", "model", "--task", "programs"], "--run-code"),
     # sampling
     "temperature": ([*GENERATE, "--temperature", "-1"], "temperature|>= 0|got -1"),
     "temperature nan": ([*GENERATE, "--temperature", "nan"], "temperature|finite|nan"),
