@@ -47,6 +47,7 @@ REQUIRED_PACKAGES = (
     "rich",
     "tyro",
     "matplotlib",
+    "jinja2",
     "filelock",
 )
 OPTIONAL_PACKAGES = {

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_required_packages_are_those_of_pyproject():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     block = text.split("\ndependencies = [")[1].split("\n]")[0]
-    assert tuple(re.findall(r'^\s*"([a-z]+)', block, re.MULTILINE)) == REQUIRED_PACKAGES
+    assert tuple(re.findall(r'^\s*"([a-z0-9]+)', block, re.MULTILINE)) == REQUIRED_PACKAGES
 
 
 def test_this_python_is_right():
