@@ -175,10 +175,10 @@ CASES = {
     # pairs
     "pair without an answer": (
         ["finetune", "--model", "model", "--data", "pairs.jsonl"],
-        "line 2|'answer'",
+        "line 2|'response'",
     ),
     "folder for pairs": (["finetune", "--model", "model", "--data", "folder"], "folder"),
-    "empty pairs": (["finetune", "--model", "model", "--data", "empty.txt"], "empty.txt|no pairs"),
+    "empty pairs": (["finetune", "--model", "model", "--data", "empty.txt"], "empty.txt|no conversations"),
 }
 
 
