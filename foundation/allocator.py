@@ -23,7 +23,7 @@ import ctypes
 import os
 import platform
 
-__all__ = ["keep_freed_memory", "return_freed_memory"]
+__all__ = ["keep_freed_memory", "return_freed_memory", "trim_freed_memory"]
 
 # from glibc's malloc.h; the numbers are part of its binary interface
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
@@ -54,6 +54,20 @@ def return_freed_memory() -> bool:
     """
     settings = {M_MMAP_MAX: MMAP_MAX, M_TRIM_THRESHOLD: TRIM_THRESHOLD}
     return _set_malloc({**settings, M_MMAP_THRESHOLD: THRESHOLD})
+
+
+def trim_freed_memory() -> bool:
+    """Give back to the system, now, what was freed; true where the C library can (glibc).
+
+    For after a piece of work that needed far more memory than what comes next.
+    """
+    if platform.system() != "Linux":
+        return False
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return False
+    return bool(trim(0))
 
 
 def _set_malloc(settings: dict[int, int]) -> bool:

@@ -61,6 +61,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from foundation.allocator import trim_freed_memory
 from foundation.checks import check_choice, check_float, check_int
 from foundation.demonstration import run_demo
 from foundation.files import read_manifest, verify_manifest
@@ -182,6 +183,8 @@ def _make(
                     kind, specs, vocab_size, cleaning, on_read=learn, **reading
                 ),
             )
+            # 学词表时内存最多；不还给系统，分词的几个小时里它就一直占着
+            trim_freed_memory()
         # ② 训练集先过，验证集后过同一个 cleaner：与训练集相同的，也算重复
         cleaner = Cleaner(cleaning)
         how = {**reading, "on_read": partial(watch, "tokenizing")}

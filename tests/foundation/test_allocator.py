@@ -75,3 +75,29 @@ def test_returned_memory_is_no_longer_resident(monkeypatch):
     }
     # 160 MB in pages of 4 KB: anew after they were returned, hardly any where they were kept
     assert new_pages["return"] > 35_000 > 5 * new_pages["keep"]
+
+
+KEEP_SMALL_BLOCKS = """
+import sys
+from pathlib import Path
+from foundation.allocator import trim_freed_memory
+def resident():
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * 4096
+blocks = [bytes(600) for _ in range(200_000)]
+pin = bytes(600)  # on top of the heap: what lies below it is not given back by itself
+del blocks
+before = resident()
+assert trim_freed_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+def test_freed_memory_is_given_back_at_once():
+    given_back = subprocess.check_output([sys.executable, "-c", KEEP_SMALL_BLOCKS], text=True)
+    assert int(given_back) > 80_000_000
+
+
+def test_elsewhere_there_is_nothing_to_give_back(monkeypatch):
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    assert not allocator.trim_freed_memory()
