@@ -113,7 +113,9 @@ class FastEncoder:
 
     def encode(self, texts: Sequence[str]) -> list[list[int] | None]:
         """分给几个线程编码；不放心的文本是 None。tiktoken 编码时放开了 GIL，所以真的并行。"""
-        n_threads = os.cpu_count() or 1
+        # 与 tokenizers 库听同一个开关：许多进程各编各的时，每个再开满线程只会互相抢
+        serial = os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("false", "0", "off", "no")
+        n_threads = 1 if serial else os.cpu_count() or 1
         # 每个线程平均四批：先做完的再领一批，不至于一个忙、一个闲；
         # 一次交一批：几千个短文本逐个交给线程，交接比编码还费时
         size = max(1, -(-len(texts) // (4 * n_threads)))

@@ -126,6 +126,25 @@ def test_a_batch_is_in_order_whoever_encodes_it(monkeypatch):
     assert tokenizer.encode_batch(texts) == expected
 
 
+@pytest.mark.parametrize(("setting", "threads"), [("false", 1), ("true", 7), (None, 7)])
+def test_a_process_among_many_uses_one_thread(monkeypatch, setting, threads):
+    opened = []
+    real = fast_encoder.ThreadPoolExecutor
+
+    def counting(number):
+        opened.append(number)
+        return real(number)
+
+    monkeypatch.setattr(fast_encoder, "ThreadPoolExecutor", counting)
+    monkeypatch.setattr(fast_encoder.os, "cpu_count", lambda: 7)
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", setting)
+    fast = FastEncoder.build(parse(OURS))
+    assert fast.encode(["the moon"]) == [Tokenizer(OURS).encode("the moon")]
+    assert opened == [threads]
+
+
 def test_small_texts_never_build_the_fast_path(monkeypatch):
     monkeypatch.setattr(FastEncoder, "build", lambda _: pytest.fail("built for a few words"))
     tokenizer = Tokenizer.from_json(OURS)

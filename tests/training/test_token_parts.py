@@ -194,6 +194,16 @@ def test_a_mistake_in_the_middle_keeps_what_is_finished(corpus, tmp_path, counte
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "data"]
 
 
+def test_what_a_kill_leaves_of_half_written_files_is_no_stranger(corpus, tmp_path, bpe):
+    """The safetensors library writes .tmpXXXXXX beside its file; we write NAME.tmp-XXXXXXXX."""
+    names = [".tmp2Al4q0", "part-000001.safetensors.tmp-0a1b2c3d", "tokenizer.json.tmp-0a1b2c3d"]
+    (tmp_path / "data.parts").mkdir()
+    for name in names:
+        (tmp_path / "data.parts" / name).write_bytes(b"half")
+    prepare_data(corpus, bpe, tmp_path / "data")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "data"]
+
+
 def test_an_early_mistake_leaves_nothing(corpus, tmp_path):
     (corpus / "000.txt").write_bytes(b"\xff\xfe\xfd")
     with pytest.raises(ValueError, match=r"looks like UTF-16"):
