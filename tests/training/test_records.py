@@ -156,6 +156,7 @@ for spec, key in ((f"hf:{folder}:test", "text"), (f"hf:{folder}", "txt"), ("hf:n
 """
 
 
+@pytest.mark.slow
 def test_datasets_by_name_offline(tmp_path):
     """In a process of its own: the library decides at import whether there is a network."""
     pytest.importorskip("datasets")
