@@ -178,7 +178,10 @@ CASES = {
         "line 2|'response'",
     ),
     "folder for pairs": (["finetune", "--model", "model", "--data", "folder"], "folder"),
-    "empty pairs": (["finetune", "--model", "model", "--data", "empty.txt"], "empty.txt|no conversations"),
+    "empty pairs": (
+        ["finetune", "--model", "model", "--data", "empty.txt"],
+        "empty.txt|no conversations",
+    ),
 }
 
 
