@@ -36,7 +36,7 @@ token_guide.py）。连最短的也写不下，就在跑模型之前报错，说
 一亿分之一，就等不到；划掉每步只多一次查表，永远一遍就成。
 
 常见疑问：
-    会变慢吗？          规则编好之后，每步多几十微秒；第一次走到一个状态要多几毫秒
+    会变慢吗？          第一次走到一个状态时要算名单，以后每步只是划一遍；见 benchmarks/RESULTS.md
     对数概率是谁的？    仍是模型自己的，没有划掉任何词元：看得出它有多不情愿
     为什么不用重复惩罚？ 可以同用；但 JSON 里的引号本来就要重复，罚它只会让内容变怪
     能约束其中一段吗？  把其余的写成任意：".*答案：(是|否)"，注意 . 不含换行
@@ -210,7 +210,7 @@ def restrict(logits: Tensor, allowed: Sequence[Tensor | None]) -> Tensor:
     anything = torch.ones(logits.shape[-1], dtype=torch.bool)
     # 名单在 CPU 上，一个词元一个字节；整批一次搬到分数所在的地方
     rows = torch.stack([anything if one is None else one for one in allowed])  # (B, V)
-    return logits.masked_fill(~rows.to(logits.device), -math.inf)
+    return logits.where(rows.to(logits.device), -math.inf)
 
 
 def demo() -> None:

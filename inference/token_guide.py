@@ -204,8 +204,8 @@ class TokenGuide:
 
         与地方够不够无关；那要问 is_over
         """
-        # 看每个词元到哪里（0 号是死状态），而不是看名单：名单上还有「结束」
-        return self.accepts(state) and not self._live(state)[0].any()
+        # 不能看名单是不是空的：名单上还有「结束」
+        return self.accepts(state) and self._live(state)[2] < 0
 
     def is_over(self, state: int, remaining: int) -> bool:
         """合格，而且余下的 remaining 个词元之内，再写什么都收不了尾：此刻就该停。
@@ -217,7 +217,7 @@ class TokenGuide:
         targets, _, farthest = self._live(state)
         # 与 allowed 同样的两种情形，只是不把「结束」算作可写的
         if remaining > farthest:
-            return not targets.any()
+            return farthest < 0
         return not (self.distance[targets] <= remaining - 1).any()
 
     def allowed(self, state: int, remaining: int) -> Tensor:
@@ -253,7 +253,7 @@ class TokenGuide:
     # ── 名单与距离 ──────────────────────────────────────────────────────
 
     def _live(self, state: int) -> tuple[np.ndarray, Tensor, int]:
-        """（每个词元到哪里，许不许，名单上最远的离合格多远）；余地不限时的答案。
+        """（每个词元到哪里，许不许，名单上最远的离合格多远；无路可走是 −1）；余地不限时的答案。
 
         形状：(V,) int32、(V,) 布尔、一个整数；算一次就记住
         """
@@ -267,7 +267,7 @@ class TokenGuide:
                 bound = self.distance
                 targets[bound[targets] == FAR] = DEAD
             live = targets != DEAD
-            farthest = int(bound[targets[live]].max(initial=0))
+            farthest = int(bound[targets[live]].max(initial=-1))
             # 名单给模型那边用，去处留在这里：快写满时还要按它比远近
             mask = torch.from_numpy(live)
             if self.accepts(state):

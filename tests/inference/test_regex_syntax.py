@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.automaton import ByteAutomaton, Repeat, literal
+from inference.automaton import ByteAutomaton, Chain, Either, Repeat, literal
 from inference.character_sets import characters
 from inference.regex_syntax import parse_regex
 
@@ -144,4 +144,8 @@ def test_distance_counts_bytes_and_dead_ends_are_gone():
     optional = ByteAutomaton(Repeat(nowhere, 0, None), "optional")
     assert optional.matches(b"")
     assert not optional.table.any()
+    # «a» would begin a text that can never be finished
+    forked = ByteAutomaton(Either((Chain((literal("a"), nowhere)), literal("b"))), "forked")
+    assert forked.table[1, ord("b")] > 0
+    assert forked.table[1, ord("a")] == 0
     assert ByteAutomaton(literal("é"), "é").matches("é".encode())
