@@ -241,3 +241,24 @@ def test_the_same_rule_gives_the_same_text_again_and_in_any_order():
     for order in itertools.permutations(range(4)):
         found = generator.generate(["a"] * 4, params, constraint=[rules[i] for i in order])
         assert [one.ids for one in found] == [first[i] for i in order]
+
+
+def test_a_text_stops_where_too_little_room_is_left_to_finish_again():
+    """«aa» needs two tokens and one is left; without an end to choose, nothing could be drawn."""
+    params = SamplingParams(max_new_tokens=1)
+    found = writer("endless").generate("b", params, constraint=Constraint.regex("(aa)?"))
+    assert (found.text, found.finish_reason) == ("", "length")
+    params = SamplingParams(max_new_tokens=3, num_return=5, seed=0)
+    found = writer("endless").generate("b", params, constraint=Constraint.regex("(aa)+"))
+    assert {(one.text, one.finish_reason) for one in found} == {("aa", "length")}
+
+
+def test_each_beam_counts_the_room_that_it_has_left():
+    """b, ab and aab fit into three tokens; aaa would be a fourth that never finished."""
+    rule = Constraint.regex("a*b")
+    three = SamplingParams(num_beams=4, num_return=3, max_new_tokens=3)
+    found = writer("endless").generate("1", three, constraint=rule)
+    assert {one.text for one in found} == {"b", "ab", "aab"}
+    four = SamplingParams(num_beams=4, num_return=4, max_new_tokens=3)
+    with pytest.raises(ValueError, match="only 3 different texts can be written"):
+        writer("endless").generate("1", four, constraint=rule)

@@ -158,7 +158,7 @@ def test_complete_means_that_nothing_may_follow():
 
 
 def test_what_the_tokens_cannot_spell_does_not_count_as_going_on():
-    guide = guide_of("a|ax", "characters")
+    guide = guide_of("a|abx", "characters")  # «b» is a token, but nothing spells the x after it
     assert guide.is_complete(guide.step(guide.start, CHARACTERS.encode("a")[0]))
 
 
