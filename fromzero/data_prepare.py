@@ -8,14 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tyro
 
-from fromzero.option_types import MaybeFloat, MaybeInt, MaybeText, harmless
-
-if TYPE_CHECKING:
-    from tokenization.tokenizer import Tokenizer
+from fromzero.option_types import MaybeFloat, MaybeInt, MaybeText, given_tokenizer, harmless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +101,7 @@ def run(options: Options) -> int:
         with progress_bar(size) as show:
             shards = prepare_data(
                 options.sources,
-                chosen_tokenizer(options.tokenizer),
+                given_tokenizer(options.tokenizer) or options.tokenizer,
                 options.out,
                 vocab_size=options.vocab_size,
                 validation=options.validation,
@@ -122,19 +119,6 @@ def run(options: Options) -> int:
         shard.close()
     print(report(options.out, time.monotonic() - start, n_read))
     return 0
-
-
-def chosen_tokenizer(name: str) -> Tokenizer | str:
-    """A kind that is learned from the data, or the tokenizer at a path."""
-    from foundation.checks import check_choice
-    from tokenization.tokenizer import Tokenizer
-    from training.prepare import TOKENIZER_KINDS
-
-    if name in TOKENIZER_KINDS:
-        return name
-    if not Path(name).exists():
-        check_choice("tokenizer", name, [*TOKENIZER_KINDS, "the path of a tokenizer"])
-    return Tokenizer.load(name)
 
 
 @contextmanager

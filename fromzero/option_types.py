@@ -28,6 +28,7 @@ __all__ = [
     "MaybeText",
     "Sampling",
     "free_directory",
+    "given_tokenizer",
     "harmless",
     "newest_run",
     "open_generator",
@@ -164,6 +165,19 @@ def free_directory(parent: Path, name: str) -> Path:
     """The first of NAME, NAME-2, NAME-3 … that is not there yet."""
     candidates = (parent / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
     return next(path for path in candidates if not path.exists())
+
+
+def given_tokenizer(name: str) -> Tokenizer | None:
+    """The tokenizer at a path; None for the name of a kind that is learned from the data."""
+    from foundation.checks import check_choice
+    from tokenization.tokenizer import Tokenizer
+    from training.prepare import TOKENIZER_KINDS
+
+    if name in TOKENIZER_KINDS:
+        return None
+    if not Path(name).exists():
+        check_choice("tokenizer", name, [*TOKENIZER_KINDS, "the path of a tokenizer"])
+    return Tokenizer.load(name)
 
 
 def open_model(

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from foundation.checks import check_int
 from foundation.files import write_json
 from fromzero.arguments import given_names, parse_options
-from fromzero.option_types import MaybeInt, MaybePath, MaybeText, free_directory, harmless
+from fromzero.option_types import (
+    MaybeInt,
+    MaybePath,
+    MaybeText,
+    free_directory,
+    given_tokenizer,
+    harmless,
+)
 from fromzero.starting_points import chosen_recipe, keep_shares, settle, starting_point
 from fromzero.train_data import TrainingData, prepare
 from fromzero.train_report import overview, prompts, report_and_sample
@@ -230,16 +237,10 @@ def run_name(options: Options) -> str:
 
 def choose_model(options: Options) -> tuple[GPTConfig, Tokenizer | None]:
     """The configuration, and the tokenizer if one is given; the data may still shrink the first."""
-    from foundation.checks import check_choice
-    from tokenization.tokenizer import Tokenizer
-    from training.prepare import TOKENIZER_KINDS
-
     config = options.model.to_config(options.preset, options.config)
-    if options.tokenizer in TOKENIZER_KINDS:
+    tokenizer = given_tokenizer(options.tokenizer)
+    if tokenizer is None:
         return config, None
-    if not Path(options.tokenizer).exists():
-        check_choice("tokenizer", options.tokenizer, [*TOKENIZER_KINDS, "the path of a tokenizer"])
-    tokenizer = Tokenizer.load(options.tokenizer)
     wanted = options.model.vocab_size
     if wanted is not None and wanted < tokenizer.vocab_size:
         raise ValueError(

@@ -5,6 +5,7 @@ import torch
 
 from gpt_model.config import preset
 from gpt_model.model import GPT
+from gpt_model.model_directory import find_model_directory
 from tokenization.tokenizer import Tokenizer
 
 TEXT = "the quick brown fox jumps over the lazy dog; 明月几时有？把酒问青天。\n" * 30
@@ -27,3 +28,14 @@ def text_file(tmp_path):
     path = tmp_path / "corpus.txt"
     path.write_text(TEXT, encoding="utf-8", newline="\n")
     return path
+
+
+@pytest.fixture
+def same_models():
+    """Have two runs ended in the same weights, to the last bit?"""
+
+    def compare(first, second):
+        a, b = (GPT.load(find_model_directory(run)).state_dict() for run in (first, second))
+        return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+    return compare

@@ -4,11 +4,9 @@ import json
 import re
 
 import pytest
-import torch
 
 from foundation.files import MANIFEST
 from fromzero.main import main
-from gpt_model.model import GPT
 from gpt_model.model_directory import find_model_directory
 from tokenization.tokenizer import Tokenizer
 from training.token_shard import TokenShard
@@ -40,14 +38,6 @@ def fromzero(workplace, capsys):
     return run
 
 
-def weights(run):
-    return GPT.load(find_model_directory(run)).state_dict()
-
-
-def same(first, second):
-    return all(torch.equal(first[name], second[name]) for name in first)
-
-
 def test_sources_become_a_directory_and_a_report(fromzero, workplace):
     options = ["--vocab-size", "280", "--dedup", "--min-chars", "5"]
     out, err = fromzero("data", "prepare", "texts", "rows.jsonl", "--out", "data/both", *options)
@@ -66,7 +56,7 @@ def test_sources_become_a_directory_and_a_report(fromzero, workplace):
     assert "dedup: dropped 5 of 417 documents" in again
 
 
-def test_training_takes_the_directory(fromzero, workplace):
+def test_training_takes_the_directory(fromzero, workplace, same_models):
     fromzero("data", "prepare", "texts", "--out", "made", "--vocab-size", "290")
     out, err = fromzero("train", "--data", "made", "--out", "runs/a", *TINY, *SHORT)
     assert err == ""
@@ -76,11 +66,11 @@ def test_training_takes_the_directory(fromzero, workplace):
     assert Tokenizer.load(run).fingerprint == Tokenizer.load("made").fingerprint
     options = ["--vocab-size", "290", "--out", "runs/b", *TINY, *SHORT]
     fromzero("train", "--data", "texts", *options)
-    assert same(weights("runs/a"), weights("runs/b"))
+    assert same_models("runs/a", "runs/b")
     fromzero("train", "--resume", "runs/a")
 
 
-def test_texts_are_mixed_by_weight_with_one_vocabulary(fromzero, workplace):
+def test_texts_are_mixed_by_weight_with_one_vocabulary(fromzero, workplace, same_models):
     spec = "texts@0.75+rows.jsonl@0.25"
     options = ["--vocab-size", "300", *TINY, *SHORT]
     out, err = fromzero("train", "--data", spec, "--out", "runs/a", *options)
@@ -94,12 +84,12 @@ def test_texts_are_mixed_by_weight_with_one_vocabulary(fromzero, workplace):
     before = {path: path.stat().st_mtime_ns for path in folders}
     fromzero("train", "--data", spec, "--out", "runs/b", *options)
     assert {path: path.stat().st_mtime_ns for path in folders} == before
-    assert same(weights("runs/a"), weights("runs/b"))
+    assert same_models("runs/a", "runs/b")
     fromzero("train", "--data", "texts@1+rows.jsonl@3", "--out", "runs/c", *options)
-    assert not same(weights("runs/a"), weights("runs/c"))
+    assert not same_models("runs/a", "runs/c")
 
 
-def test_a_resumed_mixture_is_the_same_run(fromzero, workplace, monkeypatch):
+def test_a_resumed_mixture_is_the_same_run(fromzero, workplace, monkeypatch, same_models):
     options = ["--data", "texts@2+rows.jsonl@1", "--vocab-size", "300", *TINY, *SHORT]
     fromzero("train", "--out", "runs/whole", *options)
     from training.trainer import Trainer
@@ -111,7 +101,7 @@ def test_a_resumed_mixture_is_the_same_run(fromzero, workplace, monkeypatch):
     _, err = fromzero("train", "--resume", "runs/cut", "--data", "texts@1+rows.jsonl@1", expect=2)
     assert "data.corpus" in err
     fromzero("train", "--resume", "runs/cut")
-    assert same(weights("runs/whole"), weights("runs/cut"))
+    assert same_models("runs/whole", "runs/cut")
 
 
 def test_prepared_directories_are_mixed_when_their_tokenizers_agree(fromzero, workplace):

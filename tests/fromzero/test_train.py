@@ -5,7 +5,6 @@ import json
 import re
 
 import pytest
-import torch
 
 from fromzero.main import main
 from fromzero.train import Options, parse
@@ -64,14 +63,6 @@ def train(workplace, capsys):
     return run
 
 
-def weights(run):
-    return GPT.load(find_model_directory(run)).state_dict()
-
-
-def same(first, second):
-    return all(torch.equal(first[name], second[name]) for name in first)
-
-
 def test_text_becomes_a_model_that_writes(train, workplace):
     out, err = train("--out", "runs/first", "--plot")
     run = workplace / "runs" / "first"
@@ -93,15 +84,17 @@ def test_text_becomes_a_model_that_writes(train, workplace):
     assert Tokenizer.load(directory).vocab_size == GPT.load(directory).config.vocab_size == 280
 
 
-def test_two_runs_are_the_same_to_the_bit_and_another_seed_is_not(train):
+def test_two_runs_are_the_same_to_the_bit_and_another_seed_is_not(train, same_models):
     train("--out", "runs/a")
     train("--out", "runs/b")
     train("--out", "runs/c", "--seed", "1")
-    assert same(weights("runs/a"), weights("runs/b"))
-    assert not same(weights("runs/a"), weights("runs/c"))
+    assert same_models("runs/a", "runs/b")
+    assert not same_models("runs/a", "runs/c")
 
 
-def test_every_option_is_kept_and_a_resumed_run_is_the_same_run(train, workplace, monkeypatch):
+def test_every_option_is_kept_and_a_resumed_run_is_the_same_run(
+    train, workplace, monkeypatch, same_models
+):
     train("--out", "runs/whole", "--steps", "9", "--dropout", "0.1")
     from training.trainer import Trainer
 
@@ -111,7 +104,7 @@ def test_every_option_is_kept_and_a_resumed_run_is_the_same_run(train, workplace
     monkeypatch.undo()
     monkeypatch.chdir(workplace)
     assert main(["train", "--resume", "runs/cut"]) == 0
-    assert same(weights("runs/whole"), weights("runs/cut"))
+    assert same_models("runs/whole", "runs/cut")
 
 
 def test_resuming_with_another_learning_rate_is_refused_unless_allowed(train, workplace, capsys):
