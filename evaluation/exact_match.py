@@ -94,13 +94,17 @@ def normalize(text: str) -> str:
     >>> normalize("　Ｐａｒｉｓ。"), normalize("7.0")
     ('paris', '7.0')
     """
-    # NFKC：全角 → 半角，连字拆开；casefold 比 lower 彻底：ß → ss
+    # NFKC：全角 → 半角，连字拆开；casefold 比 lower 彻底：ß → ss；换过大小写，有的又能合并
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     # split() 认得一切 Unicode 空白，全角空格也在内
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    plain = " ".join(plain.split())
 
     def decorates(character: str) -> bool:
-        # P 是标点。负号不算：「-7」与「7」不是同一个答案
-        return character != "-" and unicodedata.category(character).startswith("P")
+        # P 是标点，夹在标点之间的空白一起收：「“ 是 ”」、「是: [」
+        # 负号不算：「-7」与「7」不是同一个答案
+        return character == " " or (
+            character != "-" and unicodedata.category(character).startswith("P")
+        )
 
     # 从两头往里收，中间的标点（3.14、don't）不动
     start, end = 0, len(plain)
@@ -110,8 +114,7 @@ def normalize(text: str) -> str:
     # 右边
     while end > start and decorates(plain[end - 1]):
         end -= 1
-    # 去掉标点之后，里面可能还有空白：「“ 是 ”」
-    return plain[start:end].strip()
+    return plain[start:end]
 
 
 def measure_exact_match(

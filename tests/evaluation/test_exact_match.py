@@ -32,6 +32,8 @@ TEXT = "3 + 4 = 7\nthe cat\n"
         ("don't", "don't"),
         ("STRASSE", normalize("straße")),
         ("?!", ""),
+        ("“ 是 ”", "是"),
+        ("0: [", "0"),  # white space between the marks at an end
     ],
 )
 def test_what_is_taken_away(text, plain):
