@@ -91,6 +91,7 @@ AnswerWriter: TypeAlias = Callable[[Sequence[ShortAnswer]], list[str]]
 def normalize(text: str) -> str:
     """与内容无关的都抹去：全角、大小写、空白、首尾的标点。
 
+    公式：N(N(x)) = N(x)，抹过的再抹一次不变；否则同一个答案会有两种「规整之后」
     >>> normalize("　Ｐａｒｉｓ。"), normalize("7.0")
     ('paris', '7.0')
     """
