@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,9 +172,7 @@ def run(options: Options) -> int:
     resuming, overwrite = options.resume is not None, options.overwrite
     out = options.resume or options.out
     assert out is not None
-    claim = RunDirectory(out).claimed(resume=resuming, overwrite=overwrite)
-    with ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(claim))
+    processes.on_main(lambda: RunDirectory(out).check(resume=resuming, overwrite=overwrite))
     # ② text → tokens, on disk; the first process makes them, the others find them there
     made: list[TrainingData] = []
     processes.on_main(lambda: made.append(prepare(options, config, tokenizer)))

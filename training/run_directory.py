@@ -40,7 +40,7 @@ from filelock import FileLock, Timeout
 from foundation.checks import check_bool
 from foundation.demonstration import run_demo
 from foundation.files import read_json, sweep_temporaries, write_json
-from training.checkpoint_list import list_checkpoints, remove_checkpoint
+from training.checkpoint_list import Checkpoint, list_checkpoints, remove_checkpoint
 from training.restart import leave_note
 
 __all__ = ["RunDirectory"]
@@ -65,9 +65,31 @@ class RunDirectory:
         """占住目录；里面的检查都过了才进得来。
 
         约定：出来时（包括出错）锁一定放开；存档与日志都留着
-        约定：overwrite 只删自己认得的文件，目录里别人的东西不动
+        约定：overwrite 只删自己认得的文件，目录里别人的东西不动；查过才删
         错误：不能写、别人占着、要续训而没有存档、要从头练而已有存档 → ValueError
         """
+        with self._locked(resume=resume, overwrite=overwrite) as found:
+            # 从头开始：上一次的曲线也不该留在这一次的图里
+            if not resume:
+                for checkpoint in found:  # 先改名再删，死在半路也不留残骸
+                    remove_checkpoint(checkpoint.directory)
+                for name in OWN_FILES:
+                    (self.path / name).unlink(missing_ok=True)  # 没有也不要紧
+            leave_note(self.path)  # 旧的已经处置好：从此存下的都是这一趟的
+            yield self.path  # 训练就在这里面
+
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """占得住吗？查的与 claimed 一样多，却什么也不删。
+
+        用法：读数据、建模型之前先问一句；写错的文件名不该要等旧的存档删光了才发现
+        错误：同 claimed
+        """
+        with self._locked(resume=resume, overwrite=overwrite):
+            pass
+
+    @contextmanager
+    def _locked(self, *, resume: bool, overwrite: bool) -> Iterator[list[Checkpoint]]:
+        """拿住锁，查过旧的存档可不可以动；交出找到的存档。"""
         # 用 & 而不用 and：前一个为假，后一个的类型也要查到
         if check_bool("resume", resume) & check_bool("overwrite", overwrite):
             raise ValueError("resume and overwrite contradict each other; choose one")
@@ -89,9 +111,7 @@ class RunDirectory:
             owner = {"pid": os.getpid(), "host": platform.node(), "since": now}
             write_json(self.path / OWNER_FILE, owner)
             sweep_temporaries(self.path)  # 占住之后，半成品一定没有主人
-            self._settle_old_checkpoints(resume=resume, overwrite=overwrite)
-            leave_note(self.path)  # 旧的已经处置好：从此存下的都是这一趟的
-            yield self.path  # 训练就在这里面
+            yield self._old_checkpoints(resume=resume, overwrite=overwrite)
         finally:
             # ③ 先擦掉名字再放锁：反过来，会擦掉下一个人的
             (self.path / OWNER_FILE).unlink(missing_ok=True)
@@ -121,7 +141,7 @@ class RunDirectory:
         except (ValueError, KeyError, TypeError, OSError):  # 说明文字坏了不该挡路
             return "unknown process"  # 照样拒绝，只是说不出是谁
 
-    def _settle_old_checkpoints(self, *, resume: bool, overwrite: bool) -> None:
+    def _old_checkpoints(self, *, resume: bool, overwrite: bool) -> list[Checkpoint]:
         """已有的存档怎么办：三种情况，没有一种是悄悄的。
 
         有存档吗    resume          overwrite       都没说
@@ -136,7 +156,7 @@ class RunDirectory:
                     f"cannot resume: {self.path} holds no checkpoint (step-*/manifest.json); "
                     "check the path, or start without resume"
                 )
-            return
+            return found
         # ② 从头练：练好的东西不许不声不响地没了
         if found and not overwrite:
             raise ValueError(
@@ -144,11 +164,7 @@ class RunDirectory:
                 f"{found[-1].directory.name}; resume it, choose another directory, or say "
                 "overwrite to delete them and start again"
             )
-        # ③ 从头开始：上一次的曲线也不该留在这一次的图里
-        for checkpoint in found:  # 先改名再删，死在半路也不留残骸
-            remove_checkpoint(checkpoint.directory)
-        for name in OWN_FILES:
-            (self.path / name).unlink(missing_ok=True)  # 没有也不要紧
+        return found
 
 
 def demo() -> None:

@@ -35,6 +35,22 @@ def test_overwrite_removes_what_the_last_run_left_and_nothing_else(tmp_path):
     assert left == {"notes.txt"}
 
 
+def test_a_check_refuses_as_a_claim_does_and_deletes_nothing(tmp_path):
+    run = RunDirectory(tmp_path)
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        run.check(resume=True)
+    checkpoint(tmp_path, 3)
+    (tmp_path / "metrics.jsonl").write_text("x", encoding="utf-8")
+    with pytest.raises(ValueError, match="already holds checkpoints"):
+        run.check()
+    run.check(overwrite=True)
+    run.check(resume=True)
+    assert (tmp_path / "step-000003").is_dir()
+    assert (tmp_path / "metrics.jsonl").is_file()
+    with run.claimed(resume=True), pytest.raises(ValueError, match="in use"):
+        RunDirectory(tmp_path).check(overwrite=True)
+
+
 def test_resume_touches_nothing(tmp_path):
     checkpoint(tmp_path, 3)
     (tmp_path / "metrics.jsonl").write_text("x", encoding="utf-8")
