@@ -1,0 +1,212 @@
+"""用你自己的数说话：从答案的结果里找出最能说明问题的那一个。
+
+A mistake names its evidence in the catalogue, `evidence = "row_sum weights"`: a function of this
+file and the result it looks at. Each returns the same sentence in both languages, or None where
+there is nothing to see; then the first differing number is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from course.comparison import first_difference
+from course.running import Outcome
+
+__all__ = ["EVIDENCE", "Sentence", "evidence_of", "show_number", "what_differs"]
+
+Sentence = dict[str, str]
+
+
+def show_number(value: Any) -> str:
+    """A value as a person would write it: four digits, short lists."""
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Tensor):
+        shape = "×".join(map(str, value.shape))
+        return f"tensor({shape})" if value.ndim else show_number(value.item())
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(show_number(part) for part in value[:8])
+        return f"[{shown}{', …' if len(value) > 8 else ''}]"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def numbers(outcomes: Sequence[Outcome], name: str) -> list[Tensor]:
+    """The named result of every case, where it is a tensor of numbers."""
+    found = [outcome.values.get(name) for outcome in outcomes]
+    return [value.double() for value in found if isinstance(value, Tensor)]
+
+
+def row_sum(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """The first row whose sum is not the expected one."""
+    for mine, good in zip(numbers(yours, name), numbers(right, name), strict=False):
+        if mine.shape != good.shape or not mine.ndim:
+            continue
+        sums, expected = mine.sum(-1), good.sum(-1)
+        wrong = ((sums - expected).abs() > 1e-4).nonzero()
+        if len(wrong):
+            place = tuple(wrong[0].tolist())
+            row = place[-1] if place else 0
+            a, b = show_number(float(sums[place])), show_number(float(expected[place]))
+            return {
+                "zh": f"{name} 第 {row} 行的和 = {a}，应为 {b}",
+                "en": f"row {row} of {name} sums to {a}, not {b}",
+            }
+    return None
+
+
+def column_sum(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """Columns that sum to one where rows should."""
+    for mine in numbers(yours, name):
+        if mine.ndim >= 2 and bool(((mine.sum(-2) - 1).abs() < 1e-6).all()):
+            first = mine.sum(-1).flatten()[0]
+            value = show_number(float(first))
+            return {
+                "zh": f"{name} 每一列的和都是 1，而第 0 行的和 = {value}",
+                "en": f"every column of {name} sums to 1, but row 0 sums to {value}",
+            }
+    return None
+
+
+def future(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """A weight on the future: above the diagonal of a (…, T, S) matrix, S − T keys being past."""
+    for mine in numbers(yours, name):
+        if mine.ndim < 2:
+            continue
+        past = mine.shape[-1] - mine.shape[-2]
+        above = torch.ones(mine.shape[-2:]).triu(past + 1).bool()
+        leaks = (above & (mine.abs() > 1e-9)).nonzero()
+        if len(leaks):
+            place = tuple(leaks[0].tolist())
+            value = show_number(float(mine[place]))
+            query, key = place[-2], place[-1]
+            return {
+                "zh": f"{name}[{query}, {key}] = {value}：第 {query} 个查询看到了它之后的键 {key}",
+                "en": f"{name}[{query}, {key}] = {value}: query {query} sees key {key}, its future",
+            }
+    return None
+
+
+def spread(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """Mean and variance of the first row, yours and expected."""
+    for mine, good in zip(numbers(yours, name), numbers(right, name), strict=False):
+        if mine.shape == good.shape and mine.ndim and mine.shape[-1] > 1:
+            a, b = mine.reshape(-1, mine.shape[-1])[0], good.reshape(-1, good.shape[-1])[0]
+            mean, variance = show_number(float(a.mean())), show_number(float(a.var(correction=0)))
+            m, v = show_number(float(b.mean())), show_number(float(b.var(correction=0)))
+            return {
+                "zh": f"{name} 第 0 行：均值 {mean}、方差 {variance}，应为 {m}、{v}",
+                "en": f"row 0 of {name}: mean {mean}, variance {variance}; expected {m}, {v}",
+            }
+    return None
+
+
+def size(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """The largest absolute value, yours and expected."""
+    for mine, good in zip(numbers(yours, name), numbers(right, name), strict=False):
+        if mine.numel() and good.numel():
+            a, b = (show_number(float(x.abs().max())) for x in (mine, good))
+            if a != b:
+                return {
+                    "zh": f"{name} 里绝对值最大的数是 {a}，应为 {b}",
+                    "en": f"the largest number of {name} is {a} in size, not {b}",
+                }
+    return None
+
+
+def count(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """How many entries are there: not zero, not −∞."""
+    for mine, good in zip(numbers(yours, name), numbers(right, name), strict=False):
+        a, b = (int(((x != 0) & x.isfinite()).sum()) for x in (mine, good))
+        if a != b:
+            return {
+                "zh": f"{name} 里留下 {a} 个，应为 {b} 个",
+                "en": f"{a} entries of {name} are left, not {b}",
+            }
+    return None
+
+
+def total(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """The sum of all entries, yours and expected."""
+    for mine, good in zip(numbers(yours, name), numbers(right, name), strict=False):
+        a, b = show_number(float(mine.sum())), show_number(float(good.sum()))
+        if a != b:
+            return {
+                "zh": f"{name} 加起来 = {a}，应为 {b}",
+                "en": f"{name} sums to {a}, not {b}",
+            }
+    return None
+
+
+def ratio(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """Yours is everywhere the same multiple of the expected."""
+    for mine, good in zip(numbers(yours, name), numbers(right, name), strict=False):
+        if mine.shape != good.shape or not bool((good.abs() > 1e-9).any()):
+            continue
+        there = good.abs() > 1e-9
+        factors = mine[there] / good[there]
+        if float((factors - factors[0]).abs().max()) < 1e-6 * float(factors[0].abs()):
+            factor = show_number(float(factors[0]))
+            return {
+                "zh": f"{name} 处处是应有的 {factor} 倍",
+                "en": f"{name} is everywhere {factor} times what it should be",
+            }
+    return None
+
+
+def length(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """How long a result is, yours and expected."""
+    for mine, good in zip(yours, right, strict=True):
+        a, b = mine.values.get(name), good.values.get(name)
+        if isinstance(a, (list, str, Tensor)) and isinstance(b, (list, str, Tensor)):
+            if len(a) != len(b):
+                return {
+                    "zh": f"{name} 有 {len(a)} 项，应为 {len(b)} 项",
+                    "en": f"{name} has {len(a)} entries, not {len(b)}",
+                }
+    return None
+
+
+EVIDENCE: dict[str, Callable[..., Sentence | None]] = {
+    f.__name__: f for f in (row_sum, column_sum, future, spread, size, count, total, ratio, length)
+}
+
+
+def evidence_of(
+    wanted: str, yours: Sequence[Outcome], right: Sequence[Outcome], tolerance: float
+) -> Sentence:
+    """The sentence a mistake asks for, or the first number that differs."""
+    if wanted:
+        function, _, name = wanted.partition(" ")
+        found = EVIDENCE[function](yours, right, name)
+        if found is not None:
+            return found
+    return what_differs(yours, right, tolerance)
+
+
+def what_differs(yours: Sequence[Outcome], right: Sequence[Outcome], tolerance: float) -> Sentence:
+    """The first intermediate value that diverges, with both numbers."""
+    for mine in yours:
+        if mine.error:
+            return {"zh": f"运行出错：{mine.error}", "en": f"it fails: {mine.error}"}
+    found = first_difference(yours, right, tolerance)
+    if found is None:
+        return {"zh": "结果不同", "en": "the results differ"}
+    _, name, place, a, b = found
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape != b.shape:
+        shapes = str(tuple(a.shape)), str(tuple(b.shape))
+        return {
+            "zh": f"{name} 的形状是 {shapes[0]}，应为 {shapes[1]}",
+            "en": f"{name} has shape {shapes[0]}, not {shapes[1]}",
+        }
+    number, good = show_number(a), show_number(b)
+    return {
+        "zh": f"{name}{place} = {number}，应为 {good}",
+        "en": f"{name}{place} = {number}, expected {good}",
+    }
