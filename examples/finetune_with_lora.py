@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from finetuning.adapter_files import refuse_foreign_directory, save_adapter
+from finetuning.adapter_files import OWN_FILES, save_adapter
 from finetuning.conversation_files import read_pairs
 from finetuning.conversations import Pair
 from finetuning.docstring_pairs import docstring_pairs
@@ -25,6 +25,7 @@ from finetuning.lora import LoRAConfig, apply_lora, count_trainable, merge_lora
 from finetuning.packing import ConversationBatches
 from foundation.demonstration import use_utf8
 from foundation.devices import seed_everything
+from foundation.files import refuse_foreign_directory
 from gpt_model.model import GPT
 from gpt_model.model_directory import find_model_directory
 from inference.generator import TextGenerator
@@ -82,7 +83,7 @@ def main() -> None:
     """Six steps from a base model to a saved adapter."""
     options = read_options()
     # 写错的数、存不下去的地方，现在就说，不等到练完
-    refuse_foreign_directory(options.adapter)
+    refuse_foreign_directory(options.adapter, OWN_FILES, "an adapter")
     targets = ("q_proj", "v_proj", "up_proj", "down_proj")
     lora = LoRAConfig(r=options.rank, alpha=2.0 * options.rank, target=targets)
     config = TrainConfig(

@@ -43,7 +43,7 @@ PEFT 写的目录没有指纹，就只看层与形状。
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,7 @@ from foundation.files import (
     MANIFEST,
     atomic_directory,
     read_json,
+    refuse_foreign_directory,
     sort_metadata,
     verify_manifest,
     write_json,
@@ -78,10 +79,12 @@ if TYPE_CHECKING:
     from training.trainer import Trainer
 
 __all__ = [
+    "OWN_FILES",
     "AdapterHook",
     "base_fingerprint",
     "recorded_quantization",
     "load_adapter",
+    "read_adapter",
     "save_adapter",
     "write_adapter_files",
 ]
@@ -93,6 +96,7 @@ ADAPTER_KIND = "adapter"
 # 元数据里的两个键：底座的指纹；底座是四比特时，组有多大
 FINGERPRINT, GROUP_SIZE = "base_fingerprint", "base_4bit_group_size"
 # 保存会整个换掉目标目录；里面若有这几个以外的文件，那就不是一个适配器目录，不敢换
+# README.md 是 PEFT 顺手写的说明
 OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, MANIFEST, "README.md"}
 
 # PEFT 把模型包了两层，名字前面就多了两节
@@ -115,7 +119,7 @@ def save_adapter(
     错误：没有这个适配器、含 NaN、目标目录里有别的东西 → ValueError，什么也不写
     """
     directory = Path(directory)
-    refuse_foreign_directory(directory)
+    refuse_foreign_directory(directory, OWN_FILES, "an adapter")
     # 例：runs/my-adapter 上次存过，这次换成新的。
     # 目录里若有别的东西，上面已经拒绝；到这里只会换掉旧的适配器。
     # 先写在旁边，全部落盘、清单写好，再改名：断电也不会留下半个
@@ -197,13 +201,8 @@ def load_adapter(
     """
     directory = Path(directory)
     # 三关都只看不动，动手的是最后一步
-    # ① 文件本身是不是完好；清单是我们加的，PEFT 写的目录没有，就靠下面逐项检查
-    refuse_not_an_adapter(directory)
-    if (directory / MANIFEST).is_file():
-        verify_manifest(directory)
-    config, narrowed = config_from_peft(read_json(directory / CONFIG_FILE), directory / CONFIG_FILE)
-    # 配置与权重各自说得通，还要彼此、与模型都对得上
-    weights, metadata = read_weights(directory / WEIGHTS_FILE)
+    # ① 文件本身是不是完好
+    config, narrowed, weights, metadata = read_adapter(directory)
     recorded = metadata.get(FINGERPRINT)
     # ② 是不是给这个模型的：先看层与形状，再看指纹；都只看不动
     refuse_other_shapes(model, config, weights, directory)
@@ -216,6 +215,26 @@ def load_adapter(
     apply_lora(model, fitted_config(config, weights), adapter)
     fill_in(named_adapters(model, adapter), weights)
     return model
+
+
+def read_adapter(
+    directory: Path, ignored: Collection[str] = ()
+) -> tuple[LoRAConfig, bool, dict[str, dict[str, Tensor]], dict[str, str]]:
+    """第一关：文件本身是不是完好。返回配置、target 是否收窄过、各层的张量、元数据。
+
+    ignored：配置里这几个键不看，由调用者负责（GPT-2 的转置，见 huggingface_adapter.py）
+    错误：缺文件、与清单不符、配置里有我们没有的选项、张量不对 → ValueError
+    """
+    refuse_not_an_adapter(directory)
+    # 清单是我们加的，PEFT 写的目录没有，就靠下面逐项检查
+    if (directory / MANIFEST).is_file():
+        verify_manifest(directory)
+    path = directory / CONFIG_FILE
+    values = read_json(path)
+    if isinstance(values, dict):
+        values = {key: value for key, value in values.items() if key not in ignored}
+    config, narrowed = config_from_peft(values, path)
+    return config, narrowed, *read_weights(directory / WEIGHTS_FILE)
 
 
 def recorded_quantization(directory: Path | str) -> int | None:
@@ -297,26 +316,6 @@ def refuse_non_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{where} is damaged: {name} holds NaN or infinite values")
-
-
-def refuse_foreign_directory(directory: Path) -> None:
-    """目标已存在而不是适配器目录，就不覆盖。
-
-    保存会把旧目录整个换掉。把「我的文档」当成目标，不该丢掉「我的文档」
-    """
-    # 目标是个普通文件，也不能用目录去换掉它
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{directory} is a file; give a directory for the adapter")
-    inside = directory.iterdir() if directory.is_dir() else ()
-    # 空目录可以用；上次存的适配器可以换；README.md 是 PEFT 顺手写的说明
-    foreign = sorted(path.name for path in inside if path.name not in OWN_FILES)
-    # 隐藏文件也算：目录里有 .git，就更不该整个换掉
-    # 列出几个，用户一看就知道指错了地方
-    if foreign:
-        raise ValueError(
-            f"{directory} is not an adapter directory: it holds {', '.join(foreign[:3])}; "
-            "saving would replace it, so give another name"
-        )
 
 
 def refuse_not_an_adapter(directory: Path) -> None:

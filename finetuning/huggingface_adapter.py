@@ -55,13 +55,12 @@ from finetuning.adapter_files import (
     PARTS,
     PREFIX,
     WEIGHTS_FILE,
-    read_weights,
-    refuse_not_an_adapter,
+    read_adapter,
 )
 from finetuning.lora_config import LoRAConfig, match_names
-from finetuning.peft_config import config_from_peft, config_to_peft
+from finetuning.peft_config import config_to_peft
 from foundation.demonstration import run_demo
-from foundation.files import atomic_directory, read_json, sort_metadata, write_json
+from foundation.files import atomic_directory, sort_metadata, write_json
 from gpt_model.config import GPTConfig
 from gpt_model.huggingface import GPT2_FUSED, GPT2_PREFIX, QKV, renaming
 from gpt_model.huggingface_export import family_of
@@ -215,15 +214,11 @@ def read_layers(
     fan_in_fan_out：允许配置里写着它（GPT-2 的 Conv1D 是转置着存的；A、B 的形状不受影响）
     错误：同 load_adapter 的第一关；配置说要改的层，文件里没有 → ValueError
     """
-    refuse_not_an_adapter(source)
-    values = read_json(source / CONFIG_FILE)
     # 写的是「底座的权重转置着存」：对 GPT-2 是实情，对别家就是看错了
-    if isinstance(values, dict) and fan_in_fan_out:
-        values = {key: value for key, value in values.items() if key != "fan_in_fan_out"}
-    # 会改变算法而我们没有的选项，在这里一一拒绝
-    config, narrowed = config_from_peft(values, source / CONFIG_FILE)
-    # 文件里有 LoRA 以外的东西（整层另存的、偏置），读的时候就拒绝
-    tensors, recorded = read_weights(source / WEIGHTS_FILE)
+    ignored = ("fan_in_fan_out",) if fan_in_fan_out else ()
+    # 与清单不符的、会改变算法而我们没有的选项、LoRA 以外的张量，都在这里拒绝
+    # 不查的话，翻了一个比特的文件会换上一份新的清单，从此看着是好的
+    config, narrowed, tensors, recorded = read_adapter(source, ignored)
     # 残缺的文件：配置里的每个名字，都应当至少挑中一层
     if not narrowed:
         match_names(config.target, list(tensors))

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ __all__ = [
     "atomic_file",
     "read_json",
     "read_text",
+    "refuse_foreign_directory",
     "sha256_file",
     "sort_metadata",
     "sweep_temporaries",
@@ -245,6 +246,22 @@ def atomic_directory(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(backup, ignore_errors=True)
+
+
+def refuse_foreign_directory(directory: Path, own_files: Collection[str], kind: str) -> None:
+    """Refuse a target that `atomic_directory` would replace although it holds other files.
+
+    Hidden files count: a folder with a .git must not vanish either. An empty one may be used.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file, a directory is needed")
+    inside = directory.iterdir() if directory.is_dir() else ()
+    foreign = sorted(path.name for path in inside if path.name not in own_files)
+    if foreign:
+        raise ValueError(
+            f"{directory} is not {kind} directory: it holds {', '.join(foreign[:3])}; "
+            "saving would replace it, so give another name"
+        )
 
 
 def sweep_temporaries(parent: Path | str) -> list[Path]:

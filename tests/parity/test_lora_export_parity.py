@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -122,6 +123,14 @@ def test_what_does_not_fit_is_refused(base, tmp_path):
         import_adapter(tmp_path / "dora", tmp_path / "out", config)
     with pytest.raises(ValueError, match="adapter directory .* does not exist"):
         export_adapter(tmp_path / "nowhere", tmp_path / "out", config)
+    # a flipped byte: translating it would give it a manifest that says it is whole
+    shutil.copytree(tmp_path / "dora", tmp_path / "flipped")
+    path = tmp_path / "flipped" / "adapter_model.safetensors"
+    flipped = bytearray(path.read_bytes())
+    flipped[-2] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors is damaged: SHA-256"):
+        export_adapter(tmp_path / "flipped", tmp_path / "out", config)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").touch()
