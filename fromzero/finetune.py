@@ -10,21 +10,25 @@ from typing import TYPE_CHECKING
 
 from foundation.checks import check_int
 from fromzero.arguments import parse_options
+from fromzero.finetune_result import FreshResult, check_places, keep_best, show_answers
 from fromzero.option_types import (
     MaybeInt,
     MaybePath,
     MaybeText,
     free_directory,
     harmless,
+    newest_run,
     open_model,
 )
 from fromzero.training_options import TrainingOptions, load_options
 
 if TYPE_CHECKING:
     from finetuning.lora_config import LoRAConfig
+    from finetuning.packing import ConversationBatches
     from finetuning.sft import Encoded, Spoken
     from gpt_model.model import GPT
     from tokenization.tokenizer import Tokenizer
+    from training.hook_base import Hook
     from training.train_config import TrainConfig
     from training.trainer import Trainer
 
@@ -124,41 +128,45 @@ def run(options: Options) -> int:
     """Base model and conversations → adapter, or a whole model."""
     from finetuning.lora import LoRAConfig, count_trainable
     from foundation.devices import seed_everything
+    from gpt_model.model_directory import find_model_directory, load_config
     from training.run_directory import RunDirectory
 
-    # ① everything that can be wrong is found before anything takes long
+    # ① everything that can be wrong is found before anything takes long or is replaced
     check_method(options)
     training = options.training.to_config()
     lora = LoRAConfig(**vars(options.lora))
     pairs = read(options)
-    resuming = options.resume is not None
+    base = find_model_directory(newest_run() if options.model is None else options.model)
+    limit = load_config(base).max_seq_len
+    length = limit if options.max_length is None else options.max_length
+    check_int("max_length", length, 1, limit)
+    resuming, overwrite = options.resume is not None, options.overwrite
     name = "finetuned" if options.method == "full" else "adapter"
     out = options.resume or options.out or free_directory(Path("runs"), name)
-    with RunDirectory(out).claimed(resume=resuming, overwrite=options.overwrite):
-        pass
-    model, tokenizer, base = open_model(options.model, options.training.device, "fp32")
-    limit = model.config.max_seq_len
-    length = check_int("max_length", options.max_length or limit, 1, limit)
+    check_places(options, base, out)
+    RunDirectory(out).check(resume=resuming, overwrite=overwrite)
+    model, tokenizer, _ = open_model(base, options.training.device, "fp32")
+    batches, exam = make_batches(options, pairs, tokenizer, length)
     # ② full: all of it; otherwise the base is frozen, two thin matrices beside each layer are not
     seed_everything(training.seed)
     make_trainable(model, options.method, lora, training.precision)
     trainable, total = count_trainable(model)
-    written = replace(options, out=out, model=base, resume=None, overwrite=False)
-    trainer = build_trainer(out, base, model, tokenizer, training, written, pairs, length)
+    options = replace(options, out=out, model=base, resume=None, overwrite=False)
+    hooks = [] if resuming else [FreshResult(out)]
+    trainer = build_trainer(model, tokenizer, training, options, batches, exam, hooks)
     before = trainer.evaluate().loss
     print(f"base       {base}")
     print(f"trainable  {trainable:,} of {total:,} parameters ({trainable / total:.1%})")
     print(f"held out   loss {before:.4f} before", flush=True)
-    result = trainer.fit(
-        resume=resuming, overwrite=options.overwrite, allow_changes=options.allow_changes
-    )
+    result = trainer.fit(resume=resuming, overwrite=overwrite, allow_changes=options.allow_changes)
     # ③ keep the best step
-    print(f"held out   loss {before:.4f} -> {result.best_loss or before:.4f} (answers only)")
+    after = before if result.best_loss is None else result.best_loss
+    print(f"held out   loss {before:.4f} -> {after:.4f} (answers only)")
     plain, where = keep_best(options, base, out, tokenizer)
     if result.interrupted:
         print(f"to go on: fromzero finetune --resume {out}", flush=True)
         return INTERRUPTED
-    show_answers(plain, tokenizer, pairs[1], length)
+    show_answers(plain, tokenizer, pairs[1], exam)
     print(f"go on: fromzero generate {where} --prompt ...")
     return 0
 
@@ -200,43 +208,8 @@ def make_trainable(model: GPT, method: str, lora: LoRAConfig, precision: str) ->
         halve_frozen(model)  # what is multiplied in 16 bits and never updated
 
 
-def keep_best(options: Options, base: Path, out: Path, tokenizer: Tokenizer) -> tuple[GPT, str]:
-    """Save the best step as a model or an adapter; return a plain model and how to name it.
-
-    The base is read again in 32 bits: training may have rounded the frozen copy.
-    """
-    from finetuning.adapter_files import load_adapter, save_adapter
-    from finetuning.lora import merge_lora
-    from gpt_model.model import GPT
-    from inference.quantization import quantize
-    from training.checkpoint_list import best_checkpoint, latest_checkpoint
-
-    best = best_checkpoint(out) or latest_checkpoint(out)
-    if best is None:  # stopped before the first step
-        return open_model(base, options.training.device, "fp32")[0], f"--model {base}"
-    if options.method == "full":
-        model = GPT.load(best.directory, "cpu")
-        model.save(out / "model", tokenizer)
-        print(f"model      {out / 'model'}")
-        return model, f"--model {out / 'model'}"
-    model, _, _ = open_model(base, options.training.device, "fp32")
-    if options.method == "qlora":
-        quantize(model)
-    load_adapter(model, best.directory)
-    save_adapter(model, out / "adapter", base_name=str(base))
-    size = sum(path.stat().st_size for path in (out / "adapter").iterdir())
-    print(f"adapter    {out / 'adapter'}, {size / 1000:.0f} kB")
-    plain = merge_lora(model, copy=False)
-    assert isinstance(plain, GPT)
-    if options.merge is None:
-        return plain, f"--model {base} --adapter {out}"
-    plain.save(options.merge, tokenizer)
-    print(f"merged     {options.merge}")
-    return plain, f"--model {options.merge}"
-
-
 def read(options: Options) -> tuple[Sequence[Spoken], Sequence[Spoken]]:
-    """What to learn and what is held out: every n-th of the file, or whole modules."""
+    """What to learn and what is held out: spread evenly over the file, or whole modules."""
     from finetuning.conversation_files import read_conversations, read_pairs
     from finetuning.docstring_pairs import docstring_pairs
     from foundation.checks import check_float
@@ -254,8 +227,8 @@ def read(options: Options) -> tuple[Sequence[Spoken], Sequence[Spoken]]:
         raise ValueError(
             f"{options.data} has 1 conversation, at least 2 are needed: one is held out"
         )
-    every = max(2, round(1 / options.held_out))
-    held_out = pairs[every - 1 :: every] or pairs[-1:]
+    count = min(len(pairs) - 1, max(1, round(options.held_out * len(pairs))))
+    held_out = [pairs[(2 * n + 1) * len(pairs) // (2 * count)] for n in range(count)]
     seen = set(held_out)  # what stands in the file twice must not be on both sides
     training = [pair for pair in pairs if pair not in seen]
     if not training:
@@ -265,22 +238,14 @@ def read(options: Options) -> tuple[Sequence[Spoken], Sequence[Spoken]]:
     return training, held_out
 
 
-def build_trainer(
-    out: Path,
-    base: Path,
-    model: GPT,
-    tokenizer: Tokenizer,
-    training: TrainConfig,
+def make_batches(
     options: Options,
     pairs: tuple[Sequence[Spoken], Sequence[Spoken]],
+    tokenizer: Tokenizer,
     length: int,
-) -> Trainer:
-    """The one training loop, with conversations for batches."""
-    from finetuning.adapter_files import AdapterHook
+) -> tuple[ConversationBatches, ConversationBatches]:
+    """What to learn and what is held out, as batches; one sample is shown."""
     from finetuning.packing import ConversationBatches
-    from fromzero.train import OptionsHook
-    from training.hooks import standard_hooks
-    from training.trainer import Trainer
 
     batches, exam = (
         ConversationBatches(
@@ -288,29 +253,47 @@ def build_trainer(
             tokenizer,
             options.training.batch_size,
             length,
-            seed=training.seed,
+            seed=options.training.seed,
             too_long="skip",
             layout=options.layout,
         )
         for part in pairs
     )
-    skipped = batches.n_skipped + exam.n_skipped
     print(f"data       {len(batches):,} to learn from, {len(exam):,} held out")
     show_sample(batches.encoded[0], tokenizer)
+    skipped = batches.n_skipped + exam.n_skipped
     if skipped:
         warnings.warn(
             f"{skipped} conversations are longer than {length} tokens and are left out",
             stacklevel=2,
         )
+    return batches, exam
+
+
+def build_trainer(
+    model: GPT,
+    tokenizer: Tokenizer,
+    training: TrainConfig,
+    options: Options,
+    batches: ConversationBatches,
+    exam: ConversationBatches,
+    hooks: Sequence[Hook],
+) -> Trainer:
+    """The one training loop, with conversations for batches."""
+    from finetuning.adapter_files import AdapterHook
+    from fromzero.train import OptionsHook
+    from training.hooks import standard_hooks
+    from training.trainer import Trainer
+
     full = options.method == "full"
-    hooks = [] if full else [AdapterHook(str(base))]
+    adapter = [] if full else [AdapterHook(str(options.model))]
     return Trainer(
         model,
         batches,
         config=training,
-        hooks=[*standard_hooks(), *hooks, OptionsHook(options)],
+        hooks=[*standard_hooks(), *adapter, *hooks, OptionsHook(options)],
         val_batches=exam.once,
-        run_dir=out,
+        run_dir=options.out,
         tokenizer=tokenizer if full else None,  # makes each checkpoint a whole model directory
     )
 
@@ -327,21 +310,3 @@ def show_sample(encoded: Encoded, tokenizer: Tokenizer) -> None:
     spans = text.spans
     text = Text(harmless(text.plain), spans=spans)
     Console(highlight=False, soft_wrap=True).print(text)
-
-
-def show_answers(model: GPT, tokenizer: Tokenizer, held_out: Sequence[Spoken], length: int) -> None:
-    """Let the model answer three questions that it has not seen."""
-    from finetuning.sft import encode, question_of
-    from inference.generator import TextGenerator
-    from inference.sampling import SamplingParams
-
-    generator = TextGenerator(model, tokenizer)
-    params = SamplingParams(max_new_tokens=60, temperature=0.0)
-    questions = [(one, question_of(encode(one, tokenizer))) for one in held_out]
-    fitting = [(one, ids) for one, ids in questions if len(ids) < length]
-    for one, ids in fitting[:: max(1, len(fitting) // 3)][:3]:
-        (answer,) = generator.generate([ids], params)
-        print(f"\n--- prompt\n{harmless(tokenizer.decode(ids).rstrip())}")
-        print(f"--- the model's answer\n{harmless(answer.text.strip())}")
-        print(f"--- wanted\n{harmless(one.messages[-1].content)}")
-    print()

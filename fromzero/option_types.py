@@ -33,6 +33,7 @@ __all__ = [
     "newest_run",
     "open_generator",
     "open_model",
+    "open_weights",
     "parse_bytes",
     "parse_tokens",
 ]
@@ -183,7 +184,23 @@ def given_tokenizer(name: str) -> Tokenizer | None:
 def open_model(
     path: Path | None, device: str = "auto", dtype: str = "auto", adapter: Path | None = None
 ) -> tuple[GPT, Tokenizer, Path]:
-    """Load a model and its tokenizer; without a path, those of the newest run.
+    """Load a model and its tokenizer; without a path, those of the newest run."""
+    from tokenization.tokenizer import Tokenizer
+
+    model, directory = open_weights(path, device, dtype, adapter)
+    tokenizer = Tokenizer.load(directory)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, but the model's "
+            f"vocab_size is {model.config.vocab_size}; they do not belong together"
+        )
+    return model, tokenizer, directory
+
+
+def open_weights(
+    path: Path | None, device: str = "auto", dtype: str = "auto", adapter: Path | None = None
+) -> tuple[GPT, Path]:
+    """Load a model alone, and say from which directory.
 
     An adapter is merged into the weights: what comes back is a plain model.
     """
@@ -193,19 +210,12 @@ def open_model(
     from foundation.devices import pick_device
     from gpt_model.model import GPT
     from gpt_model.model_directory import find_model_directory
-    from tokenization.tokenizer import Tokenizer
 
     check_choice("dtype", dtype, ("auto", "fp32", "bf16"))
     target = pick_device(device)
     directory = find_model_directory(newest_run() if path is None else path)
     dtypes: dict[str, torch.dtype | None] = {"auto": None, "fp32": torch.float32}
     model = GPT.load(directory, target, dtypes.get(dtype, torch.bfloat16))
-    tokenizer = Tokenizer.load(directory)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, but the model's "
-            f"vocab_size is {model.config.vocab_size}; they do not belong together"
-        )
     if adapter is not None:
         from finetuning.adapter_files import load_adapter, recorded_quantization
         from finetuning.lora import merge_lora
@@ -220,7 +230,7 @@ def open_model(
         merged = merge_lora(model)
         assert isinstance(merged, GPT)
         model = merged
-    return model, tokenizer, directory
+    return model, directory
 
 
 def open_generator(

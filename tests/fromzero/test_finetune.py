@@ -1,6 +1,7 @@
 """`fromzero finetune`: pairs in, an adapter out; the base stays as it was."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -140,6 +141,22 @@ def test_pairs_are_split_without_overlap(tmp_path):
     assert not set(training) & set(held_out)
 
 
+@pytest.mark.parametrize(
+    ("given", "total", "expected"),
+    [(0.1, 30, 3), (0.7, 30, 21), (0.95, 30, 28), (0.3, 10, 3), (0.99, 3, 2), (0.001, 5, 1)],
+)
+def test_the_share_held_out_is_the_one_asked_for(tmp_path, given, total, expected):
+    path = tmp_path / "p.jsonl"
+    lines = [json.dumps({"prompt": f"{n}", "answer": "x"}) for n in range(total)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    training, held_out = read(Options(data=path, held_out=given))
+    assert (len(training), len(held_out)) == (total - expected, expected)
+    # spread over the whole file: no gap is much wider than another
+    places = [int(one.messages[0].content) for one in held_out]
+    gaps = [b - a for a, b in itertools.pairwise([-1, *places, total])]
+    assert max(gaps) <= total / expected + 1
+
+
 def test_pairs_that_are_all_the_same_cannot_be_split(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a", "answer": "b"}\n' * 5, encoding="utf-8")
@@ -169,6 +186,7 @@ def test_every_field_of_lora_config_has_its_option():
         (["--held-out", "1"], ["held_out", "< 1", "got 1"]),
         (["--prompt-key", "promt"], ["'promt'", "line 1", "did you mean 'prompt'"]),
         (["--max-length", "65"], ["max_length", "<= 64", "got 65"]),
+        (["--max-length", "0"], ["max_length", ">= 1", "got 0"]),
         (["--data", "absent.jsonl"], ["absent.jsonl"]),
         (["--adapter", "x"], ["'--adapter'"]),
     ],
@@ -307,3 +325,86 @@ def test_mistakes_of_method_and_layout_are_one_line(finetune, options, words):
     assert err.splitlines()[-1].startswith("fromzero: error: ")
     for word in words:
         assert word in err.splitlines()[-1]
+
+
+def contents(directory):
+    """Every file below a directory, with its hash."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory): sha256_file(path) for path in files}
+
+
+def refusal(finetune, *options):
+    _, err = finetune(*options, expect=2)
+    return err.splitlines()[-1].replace("\\", "/")
+
+
+def test_merging_replaces_nothing_but_an_earlier_model(finetune, tiny_model, tmp_path):
+    """Refused before anything is trained: no run directory is made either."""
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter-1.txt").write_text("years of work", encoding="utf-8")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    shutil.copytree(tiny_model, tmp_path / "base")
+    shutil.copytree(tiny_model, tmp_path / "other")
+    shutil.copytree(tiny_model, tmp_path / "theirs")
+    (tmp_path / "theirs" / "manifest.json").unlink()
+    before = contents(tmp_path)
+    words = ("--model", "base", "--out", "runs/new", "--overwrite", "--merge")
+    for place, message in [
+        ("thesis", "thesis is not a model directory: it holds chapter-1.txt"),
+        ("file", "file is a file, a directory is needed"),
+        ("base", "--merge base would replace base"),
+        (".", "--merge . would replace "),
+        ("runs/new", "--merge runs/new would replace runs/new"),
+        ("runs", "--merge runs would replace runs/new"),
+        ("runs/new/adapter", "is where the adapter goes"),
+        ("theirs", "theirs holds a model that is not from here"),
+    ]:
+        assert message in refusal(finetune, *words, place)
+    assert "other already holds a model" in refusal(finetune, *(*words[:4], "--merge", "other"))
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "runs").exists()
+    # an earlier merge is replaced on demand, and by the run that made it
+    finetune(*words, "other", "--steps", "1")
+    first = contents(tmp_path / "other")
+    assert first != before
+    assert main(["finetune", "--resume", "runs/new"]) == 0
+    assert main(["finetune", "--resume", "runs/new", "--merge", "base"]) == 2
+    assert contents(tmp_path / "other") == first
+    assert contents(tmp_path / "base") == contents(tiny_model)
+
+
+def test_a_mistake_leaves_the_old_run_whole(finetune, tmp_path):
+    finetune("--out", "runs/a", "--steps", "2")
+    before = contents(tmp_path / "runs/a")
+    for options, message in [
+        (["--data", "absent.jsonl"], "absent.jsonl"),
+        (["--model", "absent"], "absent"),
+        (["--target", "qproj"], "qproj"),
+        (["--max-length", "3"], "no conversation is left"),
+        (["--device", "cuda:77"], "cuda"),
+    ]:
+        assert message in refusal(finetune, "--out", "runs/a", "--overwrite", *options)
+        assert contents(tmp_path / "runs/a") == before
+    assert "already holds checkpoints" in refusal(finetune, "--out", "runs/a")
+
+
+def test_overwriting_takes_the_old_result_away_too(finetune, tmp_path):
+    """Another method: the old adapter must not stay beside the new model."""
+    finetune("--out", "runs/a", "--steps", "1")
+    assert (tmp_path / "runs/a/adapter").is_dir()
+    finetune("--out", "runs/a", "--steps", "1", "--overwrite", "--method", "full")
+    assert (tmp_path / "runs/a/model").is_dir()
+    assert not (tmp_path / "runs/a/adapter").exists()
+
+
+def test_the_base_is_not_where_the_run_goes(finetune, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "runs/model")
+    for out in ("runs", "runs/model"):
+        for method in ("lora", "full"):
+            words = ("--model", "runs/model", "--out", out, "--overwrite", "--method", method)
+            assert "lies in --out" in refusal(finetune, *words)
+    # a model that somebody else put where the result would go
+    words = ("--out", "runs", "--method", "full")
+    assert "already exists; give another --out" in refusal(finetune, *words)
+    assert contents(tmp_path / "runs/model") == contents(tiny_model)
