@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 import tyro
 
 from foundation.checks import check_choice
-from fromzero.option_types import MaybePath, MaybeText, open_model, parse_bytes
+from fromzero.option_types import (
+    MaybePath,
+    MaybeText,
+    holds_adapter,
+    open_model,
+    open_weights,
+    parse_bytes,
+)
 
 if TYPE_CHECKING:
     from gpt_model.gguf_export import GGUFSummary
@@ -69,11 +76,14 @@ OWN_OPTIONS = {
 
 def run(options: Options) -> int:
     """Hand over to the writer of the format."""
+    from gpt_model.huggingface_files import refuse_existing
+
     chosen = check_choice("format", options.format, FORMATS)
     for name in (name for each, own in OWN_OPTIONS.items() if each != chosen for name in own):
         if getattr(options, name) is not None:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} is of no use with --format {chosen}; leave it out")
+    refuse_existing(options.to)  # before a large model is read
     FORMATS[chosen](options)
     return 0
 
@@ -85,14 +95,9 @@ def to_huggingface(options: Options) -> None:
     max_bytes = SHARD_BYTES
     if options.max_shard_size is not None:
         max_bytes = parse_bytes("max_shard_size", options.max_shard_size)
-    if options.base is not None or (options.directory / "adapter").is_dir():
-        export_adapter(options)
+    if options.base is not None:
+        export_adapter(options, options.base)
         return
-    if (options.directory / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{options.directory} is a LoRA adapter; give the model directory it belongs to with "
-            "--base, or export that model with --adapter to merge the two"
-        )
     model, tokenizer, directory = load(options)
     family = save_huggingface(
         model, options.to, tokenizer, max_shard_bytes=max_bytes, carried_from=directory
@@ -105,23 +110,18 @@ def to_huggingface(options: Options) -> None:
     print(f"saved      {options.to}")
 
 
-def export_adapter(options: Options) -> None:
+def export_adapter(options: Options, base: Path) -> None:
     """A LoRA adapter of ours → one that PEFT puts on the exported base."""
     from finetuning.huggingface_adapter import export_adapter as translate
     from gpt_model.model_directory import find_model_directory, load_config
 
-    if options.base is None:
-        raise ValueError(
-            f"{options.directory} is a finetuning run; give its model with --base to export the "
-            "adapter, or export that model with --adapter to merge the two"
-        )
-    for name in ("adapter", "dtype", "max_shard_size"):
-        if getattr(options, name) is not None:
+    for name in ("adapter", "dtype", "max_shard_size", "without_tokenizer"):
+        if getattr(options, name) not in (None, False):
             option = name.replace("_", "-")
             raise ValueError(f"--{option} is of no use with --base, which exports an adapter alone")
     inner = options.directory / "adapter"  # where a run of `fromzero finetune` keeps it
     source = inner if inner.is_dir() else options.directory
-    count = translate(source, options.to, load_config(find_model_directory(options.base)))
+    count = translate(source, options.to, load_config(find_model_directory(base)))
     print(f"source     {source}")
     print(f"adapter    {count} layers")
     print(f"saved      {options.to}")
@@ -147,15 +147,16 @@ def to_gguf(options: Options) -> None:
 
 def load(options: Options) -> tuple[GPT, Tokenizer | None, Path]:
     """The model and its tokenizer; a directory that has none will do if none is wanted."""
-    if options.without_tokenizer and options.adapter is None and options.dtype is None:
-        from gpt_model.model import GPT
-        from gpt_model.model_directory import find_model_directory
-
-        directory = find_model_directory(options.directory)
-        return GPT.load(directory), None, directory
+    if holds_adapter(options.directory):
+        remedy = "export the model it was trained on, with --adapter to merge the two"
+        if options.format == "huggingface":
+            remedy += "; or give that model with --base, to export the adapter alone"
+        raise ValueError(f"{options.directory} is a LoRA adapter, not a model; {remedy}")
     dtype = "auto" if options.dtype is None else options.dtype
-    model, tokenizer, directory = open_model(options.directory, "cpu", dtype, options.adapter)
-    return model, None if options.without_tokenizer else tokenizer, directory
+    if options.without_tokenizer:
+        model, directory = open_weights(options.directory, "cpu", dtype, options.adapter)
+        return model, None, directory
+    return open_model(options.directory, "cpu", dtype, options.adapter)
 
 
 def report(summary: GGUFSummary, tokenizer: Tokenizer | None, pretokenizer: str | None) -> None:

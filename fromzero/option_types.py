@@ -30,6 +30,7 @@ __all__ = [
     "free_directory",
     "given_tokenizer",
     "harmless",
+    "holds_adapter",
     "newest_run",
     "open_generator",
     "open_model",
@@ -162,6 +163,12 @@ def newest_run(folder: Path = Path("runs")) -> Path:
     return newest.parent if newest.name.startswith("step-") else newest
 
 
+def holds_adapter(path: Path) -> bool:
+    """An adapter directory, or a run of `fromzero finetune` that trains one, finished or not?"""
+    places = (path, path / "adapter", *path.glob("step-*"))
+    return any((place / "adapter_config.json").is_file() for place in places)
+
+
 def free_directory(parent: Path, name: str) -> Path:
     """The first of NAME, NAME-2, NAME-3 … that is not there yet."""
     candidates = (parent / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
@@ -213,6 +220,11 @@ def open_weights(
 
     check_choice("dtype", dtype, ("auto", "fp32", "bf16"))
     target = pick_device(device)
+    if path is not None and holds_adapter(path):
+        raise ValueError(
+            f"{path} is a LoRA adapter, not a model; give it with --adapter, "
+            "beside the model it was trained on"
+        )
     directory = find_model_directory(newest_run() if path is None else path)
     dtypes: dict[str, torch.dtype | None] = {"auto": None, "fp32": torch.float32}
     model = GPT.load(directory, target, dtypes.get(dtype, torch.bfloat16))

@@ -112,5 +112,6 @@ def test_to_and_model_must_be_given(capsys, tiny_model, tmp_path):
     assert "directory" in capsys.readouterr().err.lower()
     assert main([*EXPORT, str(tmp_path / "none"), "--to", str(tmp_path / "m.gguf")]) == 2
     assert "does not exist" in capsys.readouterr().err
-    assert main([*EXPORT, str(tiny_model), "--to", str(tmp_path), "--without-tokenizer"]) == 2
+    (folder := tmp_path / "new").mkdir()
+    assert main([*EXPORT, str(tiny_model), "--to", str(folder), "--without-tokenizer"]) == 2
     assert "is a folder, a file name is needed" in capsys.readouterr().err

@@ -1,11 +1,14 @@
 """`fromzero export`: a folder that transformers reads, or a refusal that names the field."""
 
 import json
+import shutil
 
 import pytest
 import torch
 import transformers
 
+from finetuning.adapter_files import save_adapter
+from finetuning.lora import LoRAConfig, apply_lora
 from fromzero.main import main
 from gpt_model.config import preset
 from gpt_model.model import GPT
@@ -136,6 +139,7 @@ def test_a_model_of_no_family_is_refused_in_one_line(tmp_path, capsys):
         (("--type", "q8_0"), "--type is of no use with --format huggingface; leave it out"),
         (("--format", "gguf", "--dtype", "bf16"), "--dtype is of no use with --format gguf"),
         (("--base", "{model}", "--adapter", "a"), "--adapter is of no use with --base"),
+        (("--base", "{model}", "--without-tokenizer"), "--without-tokenizer is of no use with --b"),
         (("--base", "{model}"), "is not an adapter directory: adapter_config.json is missing"),
     ],
 )
@@ -157,13 +161,54 @@ def test_the_target_must_be_given_and_free(tiny_model, tmp_path, capsys):
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_an_adapter_alone_asks_for_its_base(tmp_path, capsys):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "adapter_config.json").touch()
-    code, _, err = run(capsys, "export", tmp_path / "a", "--to", tmp_path / "out")
+@pytest.mark.parametrize("layout", ["adapter", "run/adapter", "run/step-000010"])
+def test_an_adapter_alone_asks_for_its_base(tmp_path, capsys, layout):
+    """An adapter directory, a finished run, and one that was stopped."""
+    (tmp_path / layout).mkdir(parents=True)
+    (tmp_path / layout / "adapter_config.json").touch()
+    given = tmp_path / layout.split("/")[0]
+    code, _, err = run(capsys, "export", given, "--to", tmp_path / "out")
     assert code == 2
-    assert "is a LoRA adapter; give the model directory it belongs to with --base" in err
-    (tmp_path / "run" / "adapter").mkdir(parents=True)
-    code, _, err = run(capsys, "export", tmp_path / "run", "--to", tmp_path / "out")
+    assert f"{given} is a LoRA adapter, not a model; export the model it was trained on" in err
+    assert "give that model with --base" in err
+    words = ("--to", tmp_path / "out.gguf", "--format", "gguf")
+    code, _, err = run(capsys, "export", given, *words)
     assert code == 2
-    assert "is a finetuning run; give its model with --base" in err
+    assert f"{given} is a LoRA adapter, not a model; export the model it was trained on" in err
+    assert "--base" not in err
+    code, _, err = run(capsys, "generate", "--model", given, "--prompt", "a")
+    assert code == 2
+    assert "is a LoRA adapter, not a model; give it with --adapter" in err
+
+
+def test_the_target_is_asked_for_before_the_model_is_read(tiny_model, tmp_path, capsys):
+    """Both formats: a damaged model would be noticed later."""
+    shutil.copytree(tiny_model, tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("years", encoding="utf-8")
+    (tmp_path / "old.gguf").write_text("years", encoding="utf-8")
+    for words in (("taken",), ("old.gguf", "--format", "gguf", "--without-tokenizer")):
+        target = tmp_path / words[0]
+        code, _, err = run(capsys, "export", tmp_path / "damaged", "--to", target, *words[1:])
+        assert code == 2
+        assert f"{target} already exists" in err
+    assert (tmp_path / "old.gguf").read_text(encoding="utf-8") == "years"
+
+
+def test_without_a_tokenizer_in_another_type(tiny_model, tmp_path, capsys):
+    """A directory that has no tokenizer, and is changed on the way out."""
+    shutil.copytree(tiny_model, tmp_path / "bare")
+    model = GPT.load(tiny_model)
+    model.save(tmp_path / "bare")
+    assert not (tmp_path / "bare" / "tokenizer.json").exists()
+    adapted = apply_lora(model, LoRAConfig(target=("up_proj",)))
+    save_adapter(adapted, tmp_path / "adapter")
+    words = ("export", tmp_path / "bare", "--to", tmp_path / "out", "--dtype", "bf16")
+    assert run(capsys, *words)[0] == 2  # the tokenizer is asked for
+    words += ("--adapter", tmp_path / "adapter", "--without-tokenizer")
+    code, _, err = run(capsys, *words)
+    assert (code, err) == (0, "")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert theirs.dtype == torch.bfloat16
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
