@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +24,7 @@ SMALL = (
     *("special_tokens_map.json", "chat_template.jinja", "adapter_config.json"),
 )
 ADAPTER = "adapter_model.safetensors"
+TEMPLATE = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -37,12 +38,16 @@ def is_hub_name(text: str) -> bool:
 
 
 def download_checkpoint(
-    name: str, revision: str | None = None, check_config: Callable[[Path], object] | None = None
+    name: str,
+    revision: str | None = None,
+    check_config: Callable[[Path], object] | None = None,
+    check_files: Callable[[Sequence[str]], object] | None = None,
 ) -> Path:
     """Fetch a repository's checkpoint into the client's cache; return the folder.
 
-    `revision` is a branch, a tag or a commit; without it the newest. `check_config` is called with
-    a folder that holds config.json before anything big is fetched; what it raises is passed on.
+    `revision` is a branch, a tag or a commit; without it the newest. Before anything big is fetched
+    `check_files` is called with the names of the files to come, and `check_config` with a folder
+    that holds config.json; what they raise is passed on.
     """
     hub = client()
     endpoint = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
@@ -52,8 +57,10 @@ def download_checkpoint(
         refuse(hub, error, name, revision, endpoint)
         return cached(hub, name, revision, endpoint, error)
     files = wanted([sibling.rfilename for sibling in info.siblings or ()], f"{endpoint}/{name}")
+    if check_files is not None:
+        check_files(files)
     try:
-        if check_config is not None and "config.json" in files:
+        if check_config is not None and "config.json" in files and ADAPTER not in files:
             path = hub.hf_hub_download(name, "config.json", revision=info.sha, endpoint=endpoint)
             check_config(Path(path).parent)
         # one commit, which the client notes under the branch's name for the days without a network
@@ -83,6 +90,7 @@ def client() -> ModuleType:
 def wanted(names: list[str], where: str) -> list[str]:
     """The files to fetch of those that a repository holds; refuse one without safetensors."""
     found = [name for name in SMALL if name in names]
+    found += [name for name in names if TEMPLATE.fullmatch(name)]
     # one whole file is preferred to the same in pieces, as transformers does
     if SINGLE in names:
         return [*found, SINGLE]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,12 @@ from fromzero.option_types import MaybePath, MaybeText, free_directory
 if TYPE_CHECKING:
     from gpt_model.model import GPT
     from tokenization.tokenizer import Tokenizer
+
+
+WITHOUT = (
+    "save it with transformers' AutoTokenizer first, or give --without-tokenizer to import the "
+    "weights alone"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +53,16 @@ class Options:
 
 def run(options: Options) -> int:
     """A folder or a name → a model directory, or an adapter directory."""
-    from gpt_model.huggingface_files import import_huggingface
+    from gpt_model.huggingface_files import import_huggingface, refuse_existing
 
-    folder = find(options.source, options.revision)
-    is_adapter = (folder / "adapter_config.json").is_file()
+    if options.base is not None and options.without_tokenizer:
+        raise ValueError(
+            "--without-tokenizer is of no use with --base: an adapter has no tokenizer"
+        )
     out = options.out or free_directory(Path("runs"), Path(options.source).name or "imported")
-    if is_adapter or options.base is not None:
+    refuse_existing(out)  # before gigabytes are downloaded
+    folder = find(options)
+    if options.base is not None or (folder / "adapter_config.json").is_file():
         return import_adapter(options, folder, out)
     tokenizer = None if options.without_tokenizer else load_tokenizer(folder)
     model = import_huggingface(folder, out, tokenizer)
@@ -59,12 +70,14 @@ def run(options: Options) -> int:
     return 0
 
 
-def find(source: str, revision: str | None) -> Path:
+def find(options: Options) -> Path:
     """The folder that was meant: one that is here, or one that is downloaded."""
-    from foundation.hub import download_checkpoint, is_hub_name
+    from foundation.hub import ADAPTER, download_checkpoint, is_hub_name
     from gpt_model.huggingface_config import config_from_huggingface
     from gpt_model.huggingface_files import read_huggingface_config
+    from tokenization.tokenizer import FILE_NAME
 
+    source, revision = options.source, options.revision
     folder = Path(source).expanduser()
     if folder.exists():
         if revision is not None:
@@ -74,11 +87,18 @@ def find(source: str, revision: str | None) -> Path:
         raise ValueError(
             f"{source} does not exist; give a folder, or a name on the hub: OWNER/NAME"
         )
+
+    def check_files(names: Sequence[str]) -> None:
+        needed = not options.without_tokenizer and ADAPTER not in names
+        if needed and FILE_NAME not in names:
+            raise ValueError(f"{source} has no {FILE_NAME}: {WITHOUT}")
+
     print(f"downloading {source}", file=sys.stderr)
     return download_checkpoint(
         source,
         revision,
         check_config=lambda here: config_from_huggingface(read_huggingface_config(here)),
+        check_files=check_files,
     )
 
 
@@ -91,10 +111,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         from gpt_model.huggingface_files import read_huggingface_config
 
         read_huggingface_config(folder)
-        raise ValueError(
-            f"{folder} has no {FILE_NAME}: save it with transformers' AutoTokenizer first, "
-            "or give --without-tokenizer to import the weights alone"
-        )
+        raise ValueError(f"{folder} has no {FILE_NAME}: {WITHOUT}")
     return Tokenizer.load(folder)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from foundation.hub import download_checkpoint
+from fromzero.main import main
 
 hub = pytest.importorskip("huggingface_hub")
 pytest.importorskip("huggingface_hub.constants")  # loaded when first named, not with the package
@@ -131,6 +132,8 @@ def server(monkeypatch, tmp_path):
         "modeling_evil.py": b"raise SystemExit('executed')",
         "README.md": b"hello",
         "onnx/model.safetensors": b"another",
+        "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
+        "additional_chat_templates/evil.py": b"raise SystemExit('executed')",
     }
     yield found
     found.stop()
@@ -139,9 +142,11 @@ def server(monkeypatch, tmp_path):
 def test_only_what_can_run_no_code_is_fetched(server):
     folder = download_checkpoint(NAME)
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert found == {"config.json", "tokenizer.json", "model.safetensors"}
+    template = "additional_chat_templates/tool_use.jinja"
+    assert found == {"config.json", "tokenizer.json", "model.safetensors", template}
     assert (folder / "model.safetensors").read_bytes() == server.files["model.safetensors"]
-    assert not server.fetched() & {"pytorch_model.bin", "modeling_evil.py", "README.md"}
+    unwanted = {"pytorch_model.bin", "modeling_evil.py", "README.md", "evil.py"}
+    assert not server.fetched() & unwanted
 
 
 def test_shards_are_fetched_with_their_index(server):
@@ -163,6 +168,28 @@ def test_the_configuration_is_checked_before_the_weights_are_fetched(server):
         download_checkpoint(NAME, check_config=refuse)
     assert "config.json" in server.fetched()
     assert "model.safetensors" not in server.fetched()
+
+
+def test_the_command_asks_for_room_and_for_the_tokenizer_before_it_fetches(
+    server, tmp_path, capsys
+):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("years", encoding="utf-8")
+    assert main(["import", NAME, "--out", str(tmp_path / "taken")]) == 2
+    assert "taken already exists" in capsys.readouterr().err
+    assert server.requests == []
+    del server.files["tokenizer.json"]
+    words = ["import", NAME, "--out", str(tmp_path / "new")]
+    assert main(words) == 2
+    assert f"{NAME} has no tokenizer.json: save it with" in capsys.readouterr().err
+    assert server.fetched() == {"tiny"}  # what the server tells about it
+    assert main([*words, "--without-tokenizer"]) == 2
+    assert "llama" in capsys.readouterr().err  # its config.json is read, and lacks everything
+    # an adapter needs none
+    server.files["adapter_config.json"] = b"{}"
+    server.files["adapter_model.safetensors"] = server.files.pop("model.safetensors")
+    assert main(words) == 2
+    assert "is a LoRA adapter; give the model directory" in capsys.readouterr().err
 
 
 def test_a_download_that_was_cut_off_goes_on_where_it_was(server, monkeypatch):

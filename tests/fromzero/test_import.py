@@ -83,6 +83,7 @@ def test_a_folder_becomes_a_model_for_every_command(checkpoint, tmp_path, capsys
         (("../up",), "../up does not exist"),
         ((), "SOURCE must be given"),
         (("{checkpoint}", "--revision", "main"), "--revision is for the hub"),
+        (("{checkpoint}", "--base", "x", "--without-tokenizer"), "is of no use with --base"),
         (("{checkpoint}", "--base", "{checkpoint}"), "is a Hugging Face checkpoint; make a"),
     ],
 )
