@@ -31,6 +31,7 @@ PEFT 写的目录没有指纹，就只看层与形状。
 
 几个函数各管一头，彼此不知道对方怎么做：
     save_adapter   模型 → 目录；先写在旁边，写完整了再改名
+    read_adapter   目录 → 配置与张量：第一关；不碰模型，翻译成别家的名字也从这里读
     load_adapter   目录 → 模型；三关都过了才动模型
     AdapterHook    训练途中 → 检查点目录；借用检查点自己的「写完整了再改名」
     read_weights   只看文件，不碰模型；想检查一个来历不明的适配器，用它
@@ -230,9 +231,11 @@ def read_adapter(
     if (directory / MANIFEST).is_file():
         verify_manifest(directory)
     path = directory / CONFIG_FILE
+    # 不是字典的，由 config_from_peft 去说
     values = read_json(path)
     if isinstance(values, dict):
         values = {key: value for key, value in values.items() if key not in ignored}
+    # 配置与权重各自说得通，还要彼此、与模型都对得上：那是调用者的事
     config, narrowed = config_from_peft(values, path)
     return config, narrowed, *read_weights(directory / WEIGHTS_FILE)
 
