@@ -25,7 +25,7 @@ from course.evidence import Sentence, evidence_of, what_differs
 from course.exercise import Exercise
 from course.running import Outcome
 from course.source_rules import source_complaint
-from course.twins import Group, groups, pairs, reference, twins
+from course.twins import Group, pair_groups, reference, twin_groups, twins
 
 __all__ = ["Diagnosis", "diagnose", "diagnose_source"]
 
@@ -89,10 +89,10 @@ def diagnose(exercise: Exercise, yours: Sequence[Outcome], seed: int) -> Diagnos
         if distance(yours, twin.outcomes) <= exercise.tolerance:
             ids = tuple(mistake.id for mistake in twin.mistakes)
             return Diagnosis(exercise.id, "accepted", ids)
-    found = only_match(exercise, yours, groups(twins(exercise, seed), exercise.tolerance))
+    found = only_match(exercise, yours, twin_groups(exercise, seed))
     if found is not None:
         return named(exercise, "mistake", found.mistakes, yours, right)
-    found = only_match(exercise, yours, groups(pairs(exercise, seed), exercise.tolerance))
+    found = only_match(exercise, yours, pair_groups(exercise, seed))
     if found is not None:
         shared = [m for m in found.mistakes if all(m in twin.mistakes for twin in found.twins)]
         # several pairs may give the same: what all of them have is sure, the rest is not

@@ -12,7 +12,8 @@ from course.comparison import distance
 from course.exercise import Exercise, without_marks
 from course.running import Outcome, run_source
 
-__all__ = ["Group", "Twin", "groups", "pairs", "patched", "reference", "twins"]
+__all__ = ["Group", "Twin", "groups", "pair_groups", "pairs", "patched", "reference"]
+__all__ += ["twin_groups", "twins"]
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,15 @@ def groups(found: Iterable[Twin], tolerance: float) -> list[Group]:
         else:
             gathered.append([twin])
     return [Group(tuple(members)) for members in gathered]
+
+
+@lru_cache(maxsize=64)
+def twin_groups(exercise: Exercise, seed: int) -> list[Group]:
+    """The faulty twins of one exercise, those that cannot be told apart put together."""
+    return groups(twins(exercise, seed), exercise.tolerance)
+
+
+@lru_cache(maxsize=64)
+def pair_groups(exercise: Exercise, seed: int) -> list[Group]:
+    """The same for two mistakes at once."""
+    return groups(pairs(exercise, seed), exercise.tolerance)
