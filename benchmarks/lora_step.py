@@ -3,8 +3,11 @@
     python benchmarks/lora_step.py [--rounds 5] [--steps 2]
 
 gpt2-124M with random weights, batch 4 x 256, rank 8 on every matrix of attention and feed-forward;
-forward, backward, clipping, AdamW. Each contender lives in a process of its own; they take turns,
-a few steps each, and the median step counts. Peak memory is each process's above its imports.
+forward, backward, clipping, AdamW. That is all six, which is not what `fromzero finetune` adapts by
+default (q, v, up and down); and ours joins the products of q, k and v only where all three are
+adapted, so the command's default is not measured here. Each contender lives in a process of its
+own; they take turns, a few steps each, and the median step counts. Peak memory is each process's
+above its imports.
 
     lora-ours        as `fromzero finetune` does it: TrainStep with its NaN guard, the frozen base
                      once in 16 bits (bf16), the adapters' products fused

@@ -108,21 +108,26 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
         yield where, parsed(json.loads, where, line)
 
 
-def parsed(parse: Callable[..., Any], where: str, *arguments: Any) -> Any:
+def parsed(parse: Callable[..., Any], where: str, *arguments: Any, text: str = "") -> Any:
     """解析一个 JSON 值，失败了说出是哪一行。
 
     除了写错，还有套得太深的（一万层括号）、数字太长的：库抛的错各不相同，都换成同一句话
+    text：不为空时，解析的是整个文件的一部分，错处的行号要另说：一条可以占好多行
     """
     try:
         return parse(*arguments)
     except json.JSONDecodeError as error:
         # 列号从 1 数起，逐行的文件里它就是这一行的第几个字符
-        place = f"{error.msg}, column {error.colno}"
+        line = f"line {error.lineno}, " if text else ""
+        place = f"{error.msg}, {line}column {error.colno}"
     except RecursionError:
         place = "it is nested too deeply"
     except ValueError as error:
         place = str(error)
-    raise ValueError(f"{where} is not valid JSON: {place}")
+    # 把一个对象排成好几行，第一行就只剩一个括号；这样的文件太常见，值得一句提示
+    alone = arguments[0].strip() in ("{", "[") and not text
+    hint = "; one JSON object per line, or a list [ … ] of them in a .json file" if alone else ""
+    raise ValueError(f"{where} is not valid JSON: {place}{hint}")
 
 
 def items_of(text: str, path: Path) -> Iterator[tuple[str, Any]]:
@@ -139,7 +144,7 @@ def items_of(text: str, path: Path) -> Iterator[tuple[str, Any]]:
         number += 1
         where = f"item {number} (line {line}) of {path}"
         # ② 读一个，看它在哪里结束
-        value, end = parsed(decoder.raw_decode, where, text, start)
+        value, end = parsed(decoder.raw_decode, where, text, start, text=text)
         yield where, value
         # ③ 两个值之间必须有逗号，最后一个之后是 ]
         start = skip_spaces(text, end)

@@ -142,6 +142,8 @@ class ConversationBatches:
             self.rows = pack([len(one.inputs) for one in self.encoded], max_length)
         # 补位用什么编号都行，它的目标是 −100，又没有真实的词元看得到它
         self.padding_id = tokenizer.end_id or 0
+        # 只记最近一轮的顺序；整个元组一起换，后台预取的线程读到的总是成对的
+        self._recent: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         # 一轮有多少段对话；批次却是无穷的
@@ -168,9 +170,16 @@ class ConversationBatches:
 
         给每行发一个 64 位随机数再排序：numpy 只保证位流永不改变，不保证洗牌的算法不变。
         """
+        # 一轮之内取许多批，排一次就够
+        recent = self._recent
+        if recent is not None and recent[0] == epoch:
+            return recent[1]
         # SeedSequence 把两个整数搅匀：相邻的 seed 与 epoch 也得到毫不相干的顺序
         bits = np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))
         order: np.ndarray = np.argsort(bits.random_raw(len(self.rows)), kind="stable")
+        # 记住的与算出来的是同一个排列，所以 order 仍是纯函数，只是快些
+        # 跳回前一轮（例如续训）也只是再排一次
+        self._recent = (epoch, order)
         return order
 
     def once(self) -> Iterator[Batch]:

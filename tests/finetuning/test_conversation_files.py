@@ -166,6 +166,13 @@ GOOD = '{"prompt": "q", "answer": "a"}'
         ("a.jsonl", "", "holds no conversations; write one per line"),
         ("a.json", " [ ]", "holds no conversations"),
         ("a.json", f"[\n{GOOD},\n{GOOD},\n\n {{]", r"item 3 \(line 5\) of .* is not valid JSON"),
+        # inside an item that goes over several lines: the line and the column of the mistake
+        ("a.json", f'[\n{GOOD},\n{{\n  "prompt": "q",\n  "answer": oops\n}}]',
+         r"item 2 \(line 3\) of .* is not valid JSON: Expecting value, line 5, column 13$"),
+        ("a.jsonl", f'{GOOD}\n  {{"prompt": oops}}', r"line 2 .*Expecting value, column 14$"),
+        # one object, or several, printed prettily
+        ("a.json", '{\n  "prompt": "q",\n  "answer": "a"\n}', "line 1 of .*; one JSON object per "),
+        ("a.jsonl", '[\n{"prompt": "q"}]', r"line 1 of .*a list \[ … \] of them in a .json file"),
         ("a.json", f"[{GOOD}\n{GOOD}]", r"item 1 \(line 1\) .*neither a comma nor the end"),
         ("a.json", f"[{GOOD},", "the list is cut off"),
         ("a.json", f"[{GOOD}] {GOOD}", "something follows it"),

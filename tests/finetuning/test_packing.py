@@ -1,5 +1,6 @@
 """Batches of conversations: padded or packed, the same loss and no leak."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,6 +37,18 @@ def test_a_batch_is_a_pure_function_of_seed_and_index():
     assert any(other(index).window_ids != first(index).window_ids for index in range(4))
     with pytest.raises(ValueError, match="index must be an integer >= 0, got -1"):
         first(-1)
+
+
+def test_an_epoch_is_ordered_once_not_for_every_row(monkeypatch):
+    batches = ConversationBatches(PAIRS, TOKENIZER, 2, 16, seed=3)
+    expected = [batches(index).window_ids for index in range(5)]
+    fresh = ConversationBatches(PAIRS, TOKENIZER, 2, 16, seed=3)
+    sort, sorted_ones = np.argsort, []
+    monkeypatch.setattr(
+        np, "argsort", lambda *given, **how: sorted_ones.append(1) or sort(*given, **how)
+    )
+    assert [fresh(index).window_ids for index in range(5)] == expected
+    assert len(sorted_ones) == 2  # ten rows are two epochs of five
 
 
 def test_rows_are_the_pairs_padded_on_the_right():

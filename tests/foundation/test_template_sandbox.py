@@ -67,6 +67,7 @@ def test_what_templates_do_every_day(template, expected):
         "{{ '{a.__class__}'.format_map({'a': 1}) }}",
         "{{ namespace.__init__ }}",
         "{{ dict.mro() }}",
+        "{{ cycler.next }}{{ joiner.mro }}{{ strftime_now.cache_clear }}",
         "{{ [].append(1) }}{{ {}.update(a=1) }}",
         "{{ lipsum() }}",
         "{{ range.__self__.x }}",

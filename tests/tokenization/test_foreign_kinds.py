@@ -136,6 +136,9 @@ def test_the_leading_space_belongs_to_the_first_word_of_the_text_alone():
         ids = ours(kind).encode("a</s>the", allow_special=True, continued=True)
         parts[kind] = ours(kind).decode(ids, continued=True)
     assert parts == {"llama2": "a</s> the", "mistral": "a</s>the"}
+    # spelled out by the user it is text like any other: no segment ends there
+    ids = ours("llama2").encode("a</s>the", continued=True)
+    assert ours("llama2").decode(ids, continued=True) == "a</s>the"
 
 
 def test_half_a_character_waits_for_the_other_half():
