@@ -70,7 +70,7 @@ class Exercise:
     forbidden: tuple[str, ...] = ()
     starts_with: str = ""
     checkpoint: tuple[str, ...] = ()
-    seconds: float = 10.0
+    seconds: float = 5.0
     memory: int = 2**31
     tolerance: float = 1e-5
 

@@ -121,7 +121,8 @@ def run_program(
             return Outcome(False, "the program is not valid Unicode", "")
         Path(folder, "program.py").write_bytes(data)
         # 从这里起，无论怎样都要把它结束
-        process = start(folder, memory, timeout)
+        # 处理器时间多给一秒：先到的应当是墙上的钟，原因才说得清
+        process = start(folder, str(memory), str(int(timeout) + 1))
         try:
             found, output, late = talk(process, token, timeout, output_limit)
         finally:
@@ -147,18 +148,19 @@ def reason_of(text: str, cut: bool, code: int) -> str:
     return f"it ended early, with exit code {code}" + (", and printed too much" if cut else "")
 
 
-def start(folder: str, memory: int, timeout: float) -> subprocess.Popen[bytes]:
-    """在自己的进程组里启动；-I 是隔离模式：不看环境变量，也不从当前文件夹导入。"""
+def start(folder: str, *arguments: str, driver: Path = DRIVER) -> subprocess.Popen[bytes]:
+    """在自己的进程组里启动；-I 是隔离模式：不看环境变量，也不从当前文件夹导入。
+
+    参数：arguments 给 driver 的；driver 是子进程里的一侧，课程另有自己的
+    """
     options: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     # 临时文件也写进那个文件夹，一起删掉
     environment |= {name: folder for name in ("HOME", "TMPDIR", "TEMP", "TMP")}
-    # 处理器时间多给一秒：先到的应当是墙上的钟，原因才说得清
-    limits = [str(memory), str(int(timeout) + 1)]
     return subprocess.Popen(
-        [sys.executable, "-I", "-B", "-X", "utf8", str(DRIVER), *limits],
+        [sys.executable, "-I", "-B", "-X", "utf8", str(driver), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

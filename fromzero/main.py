@@ -23,6 +23,7 @@ __all__ = ["COMMANDS", "main"]
 # One file per command in this folder; each has a typed dataclass `Options` and `run(options)`.
 # A name of two words, `data prepare`, is in data_prepare.py; see `module_name`.
 COMMANDS = {
+    "learn": "the ten-week course: write every part, hear what went wrong",
     "doctor": "check this machine: installation, numerics, speed, what it can train",
     "data prepare": "tokenize a corpus of any size, clean it, keep it for training",
     "train": "train a model from plain text, and see it write",
