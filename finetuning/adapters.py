@@ -43,7 +43,8 @@ from torch import Tensor, nn
 
 from foundation.checks import nearest
 from foundation.demonstration import run_demo
-from inference.quantization import QuantizedLinear, dequantize
+from inference.quantization import dequantize
+from transformer_basics.quantized_linear import QuantizedLinear, quantized_parts, replace_module
 
 __all__ = [
     "AdaptedLinear",
@@ -239,9 +240,11 @@ def count_trainable(model: nn.Module) -> tuple[int, int]:
 
     全部里也包括适配器自己的，所以装了适配器之后，它比底座的参数略多
     """
-    # model.parameters() 本来就不重复计共用的张量
+    # model.parameters() 本来就不重复计共用的张量；
+    # 整数的底座不是参数，也要算进全部里
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
+    frozen = {id(part.packed): part.n_weights() for part in quantized_parts(model).values()}
+    return sum(n for n, on in sizes if on), sum(n for n, _ in sizes) + sum(frozen.values())
 
 
 def candidate_layers(model: nn.Module) -> dict[str, BaseLinear | AdaptedLinear]:
@@ -278,10 +281,13 @@ def refuse_shared(model: nn.Module, chosen: list[str]) -> None:
     同一个适配器，前后成了两个模型。拒绝比悄悄选一种好。
     错误：ValueError，说出和谁共用、怎么办
     """
-    # 同一个张量（按 id 认）有几个名字，就有几处在用它
+    # 同一个张量（按 id 认）有几个名字，就有几处在用它；
     owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name.replace(".base_layer.", "."))
+    # 量化过的词表是缓冲区，不在 named_parameters 里，
+    # 也会两处共用；名字照 nn.Linear 的写法，报错时好认
+    tables = [(f"{name}.weight", part.packed) for name, part in quantized_parts(model).items()]
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *tables):
+        owners.setdefault(id(tensor), []).append(name.replace(".base_layer.", "."))
     for names in owners.values():
         # 挑中的层占了这个张量，而它还有别的名字，就是共用
         mine = [name for name in names if name.rpartition(".")[0] in chosen]
@@ -292,17 +298,6 @@ def refuse_shared(model: nn.Module, chosen: list[str]) -> None:
                 "change both; leave it out of target, or build the model with untied weights "
                 "(tie_embeddings=False)"
             )
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """把全名为 `name` 的子模块换成 `module`。
-
-    例：name = "blocks.0.attention.q_proj"，就是 model.blocks[0].attention.q_proj = module
-    """
-    assert name, "the model cannot be replaced inside itself"
-    # 最后一节是属性名，前面的是它所在的模块
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
 
 
 class ScaledLinear(AdaptedLinear):
@@ -328,9 +323,10 @@ class ScaledLinear(AdaptedLinear):
     def forward(self, x: Tensor) -> Tensor:
         """y = s ∘ (xW) + b。"""
         output = self.unchanged(x)
-        # 偏置不乘：适配器改的是 W
+        # 偏置不乘：适配器改的是 W；没有偏置的，当作零
         if output is None:
-            output = F.linear(x, self.base_layer.weight) * self.scale() + self.base_layer.bias
+            bias = 0.0 if self.base_layer.bias is None else self.base_layer.bias
+            output = F.linear(x, self.base_layer.weight) * self.scale() + bias
         return output
 
     @torch.no_grad()

@@ -50,6 +50,7 @@ from transformer_basics.embeddings import LearnedPositions, SinusoidalPositions,
 from transformer_basics.kv_cache import GrowingCache, ModelCache, StaticCache
 from transformer_basics.linear import Linear
 from transformer_basics.previous_token import PreviousToken
+from transformer_basics.quantized_linear import quantized_parts
 from transformer_basics.recomputation import use_checkpointing
 from transformer_basics.rotary import RotaryEmbedding
 
@@ -227,12 +228,12 @@ class GPT(nn.Module):
     @property
     def device(self) -> torch.device:
         """权重所在的设备；输入要放到同一处。"""
-        return self.token_embedding.weight.device
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """权重的类型。"""
-        return self.token_embedding.weight.dtype
+        return self.token_embedding.dtype
 
     def make_cache(
         self, batch_size: int, *, capacity: int | None = None, kind: str = "static"
@@ -257,10 +258,13 @@ class GPT(nn.Module):
         return ModelCache(layers)
 
     def num_parameters(self, *, trainable_only: bool = False) -> int:
-        """参数个数；共用的矩阵只数一次。"""
+        """参数个数；共用的矩阵只数一次，量化成整数的也算（它们不训练）。"""
         # parameters() 已经去重；LoRA 训练时只有一小部分 requires_grad
-        chosen = (p for p in self.parameters() if p.requires_grad or not trainable_only)
-        return sum(parameter.numel() for parameter in chosen)
+        if trainable_only:
+            return sum(p.numel() for p in self.parameters() if p.requires_grad)
+        # 共用的词表在两处是同一个张量
+        tables = {id(part.packed): part.n_weights() for part in quantized_parts(self).values()}
+        return sum(p.numel() for p in self.parameters()) + sum(tables.values())
 
     def use_implementation(self, name: str) -> None:
         """全模型切换 "fast"（融合的算子）、"lesson"（写出来的公式）与 "flash"（分块的注意力）。

@@ -63,6 +63,11 @@ class TokenEmbedding(nn.Module):
         # 标准差取小：E 与输出层共用时，太大会让刚开始的打分悬殊，损失远高于瞎猜的 ln V
         nn.init.normal_(self.weight, std=0.02)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """查出来的向量的类型；整个模型的类型由它定。"""
+        return self.weight.dtype
+
     def forward(self, ids: Tensor) -> Tensor:
         """查表；反向时只有出现过的行得到梯度，从没出现过的词永远停在初始值。"""
         return F.embedding(ids, self.weight)

@@ -1,146 +1,13 @@
-"""Four-bit linear layers: right at the edges, as small as promised, gradients through them."""
+"""A whole model in integers: what is swapped, what is shared, what is refused."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
 from gpt_model.config import GPTConfig
 from gpt_model.model import GPT
-from inference.quantization import (
-    QuantizedLinear,
-    dequantize,
-    dequantize_groups,
-    quantize,
-    quantize_groups,
-    quantized_layers,
-)
-
-
-def there_and_back(weight, group_size):
-    packed, scale = quantize_groups(weight, group_size)
-    return dequantize_groups(packed, scale, weight.shape[1], torch.float32), packed, scale
-
-
-def test_every_code_comes_back():
-    codes = torch.arange(-8.0, 8.0)
-    for order in (codes, codes.flip(0), codes.roll(5)):
-        for step in (1.0, -0.25, 2.0**-40):
-            back, packed, scale = there_and_back(step * order[None], 16)
-            assert torch.equal(back, step * order[None])
-            assert scale.float().item() == step
-            assert packed.shape == (1, 1, 8)
-            assert packed.dtype == torch.uint8
-
-
-def test_codes_are_packed_half_by_half():
-    _, packed, _ = there_and_back(torch.tensor([[-8.0, 7.0, 0.0, -1.0]]), 4)
-    # codes + 8 are 0, 15, 8, 7: the low nibbles hold the first half of the group
-    assert packed.flatten().tolist() == [0 | 8 << 4, 15 | 7 << 4]
-
-
-def test_zero_rows_stay_zero():
-    weight = torch.randn(4, 70)
-    weight[1] = 0.0
-    weight[2, :64] = 0.0
-    back, _, scale = there_and_back(weight, 64)
-    assert torch.equal(back[1], torch.zeros(70))
-    assert torch.equal(back[2, :64], torch.zeros(64))
-    assert back[2, 64:].abs().max() > 0
-    assert torch.isfinite(scale).all()
-
-
-@settings(deadline=None)
-@given(
-    st.integers(1, 5), st.integers(1, 200), st.sampled_from([2, 6, 16, 64]), st.integers(0, 2**31)
-)
-def test_the_error_is_half_a_step_and_the_largest_is_kept(rows, columns, group, seed):
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(rows, columns, generator=generator)
-    weight *= 10.0 ** torch.randint(-6, 7, (rows, 1), generator=generator)
-    back, packed, scale = there_and_back(weight, group)
-    n_groups = -(-columns // group)
-    assert packed.shape == (rows, n_groups, group // 2)
-    assert scale.shape == (rows, n_groups)
-    step = scale.float().abs().repeat_interleave(group, dim=1)[:, :columns]
-    clamped = (
-        back / step.clamp_min(1e-30) * scale.float().repeat_interleave(group, 1)[:, :columns].sign()
-        > 6.5
-    )
-    error = (weight - back).abs()
-    slack = 1e-5 * step
-    assert (error[~clamped] <= (0.5 * step + slack)[~clamped]).all()
-    assert (error <= 1.04 * step + slack).all()  # +8 is clamped to 7; s itself is rounded to bf16
-    # the largest of each group is as exact as bf16
-    for first in range(0, columns, group):
-        part = weight[:, first : first + group]
-        place = part.abs().argmax(dim=1, keepdim=True)
-        largest = part.gather(1, place)
-        found = back[:, first : first + group].gather(1, place)
-        assert ((found - largest).abs() <= 2**-8 * largest.abs()).all()
-
-
-def test_a_finer_group_never_costs_more_error_on_average():
-    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
-    errors = [(weight - there_and_back(weight, size)[0]).norm() for size in (8, 32, 64, 256)]
-    assert errors == sorted(errors)
-
-
-@pytest.mark.parametrize(("columns", "group"), [(64, 64), (128, 64), (70, 64), (33, 8), (1, 2)])
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_layer_is_the_linear_layer_of_what_it_stores(columns, group, bias):
-    torch.manual_seed(0)
-    linear = nn.Linear(columns, 24, bias=bias)
-    layer = QuantizedLinear(linear, group)
-    assert layer.weight.shape == (24, columns)
-    x = torch.randn(2, 5, columns, requires_grad=True)
-    wanted = nn.functional.linear(x, layer.weight, linear.bias)
-    torch.testing.assert_close(layer(x), wanted, atol=1e-5, rtol=1e-5)
-    slope = torch.randn_like(wanted)
-    inputs = [x, *([linear.bias] if bias else [])]
-    for left, right in zip(
-        torch.autograd.grad(layer(x), inputs, slope),
-        torch.autograd.grad(wanted, inputs, slope),
-        strict=True,
-    ):
-        torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
-
-
-def test_gradcheck():
-    layer = QuantizedLinear(nn.Linear(10, 3), 4).double()
-    layer.scale = layer.scale.to(torch.float64)
-    x = torch.randn(4, 10, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(layer, (x,))
-
-
-def test_the_dequantized_weight_is_not_kept_for_the_backward_pass():
-    layer = QuantizedLinear(nn.Linear(256, 128, bias=False))
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        layer(torch.randn(3, 256, requires_grad=True))
-    assert {t.data_ptr() for t in kept} == {layer.packed.data_ptr(), layer.scale.data_ptr()}
-
-
-def test_mixed_precision_multiplies_in_bf16():
-    layer = QuantizedLinear(nn.Linear(128, 32))
-    x = torch.randn(7, 128, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = layer(x)
-    assert output.dtype == torch.bfloat16
-    exact = nn.functional.linear(x, layer.weight, layer.bias)
-    assert (output.float() - exact).norm() < 0.01 * exact.norm()
-    (slope,) = torch.autograd.grad(output.float().square().sum(), x)
-    (wanted,) = torch.autograd.grad(exact.square().sum(), x)
-    assert slope.dtype == torch.float32
-    assert (slope - wanted).norm() < 0.02 * wanted.norm()
-
-
-@pytest.mark.parametrize("group", [16, 64, 128])
-def test_memory_is_as_theory_says(group):
-    layer = QuantizedLinear(nn.Linear(256, 96, bias=False), group)
-    assert 8 * layer.n_bytes() == 256 * 96 * (4 + 16 / group)
-    assert list(layer.parameters()) == []
+from inference.quantization import dequantize, quantize, quantized_bytes, quantized_layers
+from transformer_basics.linear import Linear
+from transformer_basics.quantized_linear import QuantizedEmbedding, quantized_parts
 
 
 def tiny(**changes):
@@ -179,10 +46,75 @@ def test_an_untied_head_is_quantized_only_when_asked():
     assert "lm_head" not in quantized_layers(quantize(tiny(tie_embeddings=True), skip=()))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("more", [{}, {"position": "rope", "token_shift": True}])
+@torch.no_grad()
+def test_the_tables_of_the_vocabulary_are_quantized_when_asked(tied, more):
+    model = tiny(tie_embeddings=tied, **more)
+    ids = torch.randint(50, (2, 9))
+    before, count, dtype = model(ids).logits, model.num_parameters(), model.dtype
+    table = model.token_embedding.weight.clone()
+    quantize(model, embeddings=8)
+    assert isinstance(model.token_embedding, QuantizedEmbedding)
+    assert (model.token_embedding.bits, model.lm_head.bits) == (8, 8)
+    assert quantized_layers(model)["blocks.0.attention.q_proj"].bits == 4
+    assert (model.token_embedding.packed is model.lm_head.packed) == tied
+    assert (model.token_embedding.weight - table).norm() < 0.01 * table.norm()
+    # nobody outside notices
+    assert (model.num_parameters(), model.dtype) == (count, dtype)
+    assert (model(ids).logits - before).norm() < 0.3 * before.norm()
+    loss, logits = model(ids, ids).loss, model(ids).logits
+    torch.testing.assert_close(model(ids, ids, need_logits=False).loss, loss)
+    cache = model.make_cache(2)
+    parts = [model(part, cache=cache).logits for part in ids.split([4, 1, 4], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), logits, atol=1e-5, rtol=1e-5)
+    # and back
+    dequantize(model)
+    assert quantized_parts(model) == {}
+    assert (model.lm_head.weight is model.token_embedding.weight) == tied
+    assert type(model.lm_head) is Linear
+    torch.testing.assert_close(model(ids).logits, logits, atol=1e-5, rtol=1e-5)
+    assert model.num_parameters() == count
+
+
+def test_half_precision_stays_half_precision():
+    model = quantize(tiny().to(torch.bfloat16), embeddings=8)
+    ids = torch.randint(50, (2, 9))
+    assert model.dtype == model(ids).logits.dtype == torch.bfloat16
+    plain = dequantize(model)
+    assert {p.dtype for p in plain.parameters()} == {torch.bfloat16}
+    assert plain(ids).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "per_weight"),
+    [
+        ({"bits": 8}, 8.25),
+        ({"bits": 4}, 4.25),
+        ({"bits": 4, "group_size": 32}, 4.5),
+        ({"bits": 4, "group_size": 32, "zero_points": True}, 4.75),
+    ],
+)
+def test_bytes_of_a_model_are_as_theory_says(options, per_weight):
+    model = quantize(tiny(), embeddings=8, **options)
+    weights = 2 * (4 * 64 * 64 + 2 * 64 * 256)
+    group = options.get("group_size", 64)
+    assert 8 * quantized_bytes(model) == weights * per_weight + 50 * 64 * (8 + 16 / group)
+
+
+def test_quantizing_twice_is_refused():
+    model = quantize(tiny(), embeddings=8)
+    before = {name: id(part) for name, part in quantized_parts(model).items()}
+    with pytest.raises(ValueError, match="quantized already"):
+        quantize(model)
+    assert {name: id(part) for name, part in quantized_parts(model).items()} == before
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": 3}, "bits must be one of 4; got '3'"),
+        ({"bits": 3}, "bits must be one of 4, 8; got '3'"),
+        ({"embeddings": 2}, "bits must be one of 4, 8; got '2'"),
         ({"group_size": 0}, "group_size must be an integer >= 2, got 0"),
         ({"group_size": 7}, "group_size must be even, got 7"),
         ({"skip": ("q_proj", "k_proj", "v_proj", "out_proj", "up_proj", "down_proj", "lm_head")},
@@ -203,3 +135,16 @@ def test_a_damaged_weight_is_named():
     with pytest.raises(ValueError, match=r"blocks\.1\.feed_forward\.up_proj: .* holds NaN"):
         quantize(model)
     assert quantized_layers(model) == {}
+
+
+def test_a_damaged_table_is_named_and_nothing_is_swapped():
+    model = tiny()
+    with torch.no_grad():
+        model.token_embedding.weight[3, 4] = float("inf")
+    quantize(model)  # the table is left alone
+    model = tiny()
+    with torch.no_grad():
+        model.token_embedding.weight[3, 4] = float("inf")
+    with pytest.raises(ValueError, match="token_embedding: .* holds NaN"):
+        quantize(model, embeddings=8)
+    assert quantized_parts(model) == {}
