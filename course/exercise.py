@@ -39,7 +39,10 @@ __all__ = [
 
 CONTENT = Path(__file__).with_name("content")
 # in the order of the course; a component may have exercises in more than one week
-COMPONENTS = ("attention",)
+COMPONENTS = (
+    "attention",
+    "schedule",
+)
 KINDS = ("write", "predict", "repair")
 LANGUAGES = ("zh", "en")
 

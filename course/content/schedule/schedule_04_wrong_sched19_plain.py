@@ -1,0 +1,3 @@
+def set_learning_rate(groups, rate):
+    for g in groups:
+        g["lr"] = rate
