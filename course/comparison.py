@@ -14,11 +14,19 @@ from course.running import Outcome
 __all__ = ["distance", "first_difference", "value_distance"]
 
 
-def distance(left: Sequence[Outcome], right: Sequence[Outcome]) -> float:
-    """The largest relative difference over all cases and results; errors are equal or infinite."""
+def distance(left: Sequence[Outcome], right: Sequence[Outcome], enough: float = math.inf) -> float:
+    """The largest relative difference over all cases and results; errors are equal or infinite.
+
+    Beyond `enough` the first difference found will do: most answers differ in the first case.
+    """
     if len(left) != len(right):
         return math.inf
-    return max((outcome_distance(a, b) for a, b in zip(left, right, strict=True)), default=0.0)
+    largest = 0.0
+    for one, other in zip(left, right, strict=True):
+        largest = max(largest, outcome_distance(one, other))
+        if largest > enough:
+            break
+    return largest
 
 
 def outcome_distance(left: Outcome, right: Outcome) -> float:

@@ -117,13 +117,14 @@ def only_match(
     exercise: Exercise, yours: Sequence[Outcome], candidates: Sequence[Group]
 ) -> Group | None:
     """The one group that gives the same results, the next being far away; or None."""
+    far = FAR * exercise.tolerance
     ranked = sorted(
-        ((distance(yours, group.outcomes), number) for number, group in enumerate(candidates))
+        (distance(yours, group.outcomes, far), number) for number, group in enumerate(candidates)
     )
     if not ranked or ranked[0][0] > exercise.tolerance:
         return None
     runner_up = ranked[1][0] if len(ranked) > 1 else math.inf
-    if runner_up < FAR * exercise.tolerance:
+    if runner_up < far:
         return None
     return candidates[ranked[0][1]]
 

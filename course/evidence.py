@@ -1,8 +1,9 @@
 """用你自己的数说话：从答案的结果里找出最能说明问题的那一个。
 
 A mistake names its evidence in the catalogue, `evidence = "row_sum weights"`: a function of this
-file and the result it looks at. Each returns the same sentence in both languages, or None where
-there is nothing to see; then the first differing number is shown.
+file and the result it looks at; several with `;` between them, the first that sees something
+speaks. Each returns the same sentence in both languages, or None where there is nothing to see;
+then the first differing number is shown.
 """
 
 from __future__ import annotations
@@ -173,8 +174,59 @@ def length(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sen
     return None
 
 
+def misplaced(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """The right numbers in another order: one of yours, and where it belongs."""
+    for mine, good in zip(numbers(yours, name), numbers(right, name), strict=False):
+        if mine.shape != good.shape or not torch.equal(
+            mine.flatten().sort().values, good.flatten().sort().values
+        ):
+            continue
+        wrong = (mine != good).nonzero()
+        if len(wrong):
+            place = tuple(wrong[0].tolist())
+            belongs = (good == mine[place]).nonzero()[0].tolist()
+            value, here = show_number(float(mine[place])), list(place)
+            return {
+                "zh": f"数都在，位置不对：{name}{here} = {value}，它该在 {belongs}",
+                "en": f"right numbers, wrong places: {name}{here} = {value} belongs at {belongs}",
+            }
+    return None
+
+
+def leak(yours: Sequence[Outcome], right: Sequence[Outcome], names: str) -> Sentence | None:
+    """Two results (…, T, D) of texts that differ in their last token only: what changed before."""
+    first, _, second = names.partition(" ")
+    for one, other in zip(numbers(yours, first), numbers(yours, second), strict=False):
+        if one.shape != other.shape or one.ndim < 2:
+            continue
+        gap = ((one - other).abs()[..., :-1, :] > 1e-9).nonzero()
+        if len(gap):
+            place = tuple(gap[0].tolist())
+            a, b = show_number(float(one[place])), show_number(float(other[place]))
+            here = list(place)
+            return {
+                "zh": f"只改最后一个词元，{first}{here} 也从 {a} 变成 {b}：它看到了未来",
+                "en": f"only the last token changed, yet {first}{here} went from {a} to {b}: "
+                "it sees the future",
+            }
+    return None
+
+
 EVIDENCE: dict[str, Callable[..., Sentence | None]] = {
-    f.__name__: f for f in (row_sum, column_sum, future, spread, size, count, total, ratio, length)
+    f.__name__: f
+    for f in (
+        row_sum,
+        column_sum,
+        future,
+        spread,
+        size,
+        count,
+        total,
+        ratio,
+        length,
+        misplaced,
+        leak,
+    )
 }
 
 
@@ -182,8 +234,8 @@ def evidence_of(
     wanted: str, yours: Sequence[Outcome], right: Sequence[Outcome], tolerance: float
 ) -> Sentence:
     """The sentence a mistake asks for, or the first number that differs."""
-    if wanted:
-        function, _, name = wanted.partition(" ")
+    for each in filter(None, (part.strip() for part in wanted.split(";"))):
+        function, _, name = each.partition(" ")
         found = EVIDENCE[function](yours, right, name)
         if found is not None:
             return found

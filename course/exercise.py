@@ -41,6 +41,7 @@ CONTENT = Path(__file__).with_name("content")
 # in the order of the course; a component may have exercises in more than one week
 COMPONENTS = (
     "attention",
+    "heads",
     "schedule",
 )
 KINDS = ("write", "predict", "repair")

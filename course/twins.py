@@ -98,7 +98,7 @@ def groups(found: Iterable[Twin], tolerance: float) -> list[Group]:
     gathered: list[list[Twin]] = []
     for twin in found:
         for members in gathered:
-            if distance(members[0].outcomes, twin.outcomes) <= tolerance:
+            if distance(members[0].outcomes, twin.outcomes, tolerance) <= tolerance:
                 members.append(twin)
                 break
         else:

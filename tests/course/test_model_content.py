@@ -1,0 +1,95 @@
+"""The reference solutions of weeks 1 to 4 give what the book's own code gives."""
+
+import pytest
+import torch
+
+from course.exercise import find, without_marks
+from gpt_model.config import preset
+from gpt_model.sizes import count_parameters, kv_bytes_per_token
+from transformer_basics.attention import (
+    CausalSelfAttention,
+    causal_mask,
+    scaled_dot_product_attention,
+)
+from transformer_basics.heads import merge_heads, repeat_heads, split_heads
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(5)
+    yield
+    torch.set_default_dtype(before)
+
+
+def solved(name):
+    """What the reference solution of an exercise defines."""
+    space = {}
+    exec(without_marks(find(name).solution), space)
+    return space
+
+
+def close(mine, book):
+    torch.testing.assert_close(mine, book, rtol=1e-9, atol=1e-9)
+
+
+def test_attention():
+    q, k, v = torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 6)
+    output, weights = scaled_dot_product_attention(q, k, v)
+    mine = solved("attention.03")["attention"](q, k, v)
+    close(mine[1], weights)
+    close(mine[2], output)
+    close(mine[0].softmax(-1), weights)
+    close(solved("attention.01")["attention_scores"](q, k), mine[0])
+    close(solved("attention.02")["softmax"](mine[0]), weights)
+    mask = solved("attention.04")["causal_mask"](3, 5)
+    assert torch.equal(mask, causal_mask(3, 5))
+    masked = scaled_dot_product_attention(q, k, v, mask)[1]
+    close(solved("attention.05")["masked_weights"](mine[0], mask), masked)
+    weights, output = solved("attention.07")["causal_attention"](k, k, v)
+    book = scaled_dot_product_attention(k, k, v, causal_mask(5, 5))
+    close(weights, book[1])
+    close(output, book[0])
+
+
+def test_attention_over_pads():
+    real = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]).bool()
+    q = torch.randn(2, 4, 3)
+    _, book = scaled_dot_product_attention(q, q, q, causal_mask(4, 4) & real[:, None])
+    scores = solved("attention.01")["attention_scores"](q, q)
+    close(solved("attention.08")["padded_weights"](scores, real), book)
+    assert not book[0, 0].any()
+
+
+def test_heads():
+    x = torch.randn(2, 5, 12)
+    heads = solved("heads.01")["split_heads"](x, 3)
+    assert torch.equal(heads, split_heads(x, 3))
+    assert torch.equal(solved("heads.02")["merge_heads"](heads), merge_heads(heads))
+    assert torch.equal(solved("heads.04")["repeat_kv"](heads, 4), repeat_heads(heads, 12))
+
+
+@pytest.mark.parametrize("n_kv_heads", [6, 2])
+def test_attention_of_many_heads(n_kv_heads):
+    book = CausalSelfAttention(24, 6, n_kv_heads=n_kv_heads).double()
+    x = torch.randn(2, 5, 24)
+    weights = [p.weight.detach() for p in (book.q_proj, book.k_proj, book.v_proj, book.out_proj)]
+    if n_kv_heads == 6:
+        close(solved("heads.03")["multi_head_attention"](x, *weights, 6), book(x).detach())
+    mine = solved("heads.06")["grouped_query_attention"](x, *weights, 6, n_kv_heads)
+    close(mine, book(x).detach())
+
+
+def test_predicted_sizes_of_heads():
+    answers = solved("heads.05")
+
+    def size(**changes):
+        config = preset("gpt2", dim=512, n_layers=1, qkv_bias=False, proj_bias=False, **changes)
+        return count_parameters(config).attention, kv_bytes_per_token(config, 1)
+
+    assert answers["head_width"] == 64
+    assert answers["parameters"] == size(n_heads=8)[0]
+    assert answers["parameters_16_heads"] == size(n_heads=16)[0]
+    assert answers["parameters_grouped"] == size(n_heads=8, n_kv_heads=2)[0]
+    assert answers["cached_grouped"] == size(n_heads=8, n_kv_heads=2)[1]
