@@ -1,7 +1,7 @@
 r"""模型怎样落到磁盘上、又怎样原样读回？一个目录，四个文件，没有 pickle。
 
     my-model/
-    ├── config.json          GPTConfig 的字段
+    ├── config.json          GPTConfig 的字段；量化过的多一项 quantization
     ├── model.safetensors    权重：名字 → 数；共用的矩阵只存一份
     ├── tokenizer.json       文字与编号的对应（Hugging Face tokenizers 的格式）
     └── manifest.json        以上每个文件的大小与 SHA-256，最后写成
@@ -20,6 +20,8 @@ safetensors 只是「一段 JSON 说明 + 一长串数」，读它不会执行�
 
 一次训练的存档（run/step-000200/）也是模型目录，只是多了优化器的状态，所以训练的目录可以直接拿来生成。
 
+量化过的模型也是同样的四个文件，见 quantized_directory.py；旧版的程序不认识那一项，会说清后拒绝。
+
 改哪里：目录里多存一个文件 → save_model 里写它，清单自动收录；
        换一种权重格式 → load_weights；Hugging Face 的目录 → huggingface.py。
 """
@@ -36,10 +38,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from foundation.demonstration import run_demo
-from foundation.files import MANIFEST, atomic_directory, read_json, verify_manifest, write_text
+from foundation.files import MANIFEST, atomic_directory, read_json, verify_manifest, write_json
 from gpt_model.config import GPTConfig
 from gpt_model.model import GPT
+from gpt_model.quantized_directory import QUANTIZATION, describe, finish, swap_in
 from gpt_model.sharded_weights import read_shards, shards_of
+from transformer_basics.embeddings import TokenEmbedding
+from transformer_basics.quantized_linear import quantized_parts
 
 if TYPE_CHECKING:
     from tokenization.tokenizer import Tokenizer
@@ -109,7 +114,13 @@ def write_config_and_tokenizer(model: GPT, directory: Path, tokenizer: Tokenizer
 
     错误：分词器的编号比词表多 → ValueError，两个数都写出来
     """
-    write_text(directory / CONFIG_FILE, model.config.to_json() + "\n")
+    values = model.config.to_dict()
+    # 量化过的，多一项说清哪些模块是整数的，
+    # 见 quantized_directory.py；没有量化的，与从前逐字节相同
+    quantization = describe(model)
+    if quantization is not None:
+        values[QUANTIZATION] = quantization
+    write_json(directory / CONFIG_FILE, values)
     # 分词器放在一起：编号与词向量的行一一对应，拆开就成了乱码
     if tokenizer is not None:
         if tokenizer.vocab_size > model.config.vocab_size:
@@ -142,10 +153,20 @@ def load_model(
     refuse_theirs(directory)
     verify_manifest(directory)  # 模型目录与训练存档都行，种类不限
     config = load_config(directory)
+    # 量化过的：哪些模块是整数，写在同一个文件里
+    quantization = read_json(directory / CONFIG_FILE).get(QUANTIZATION)
     # 先有形状再有数字：随机初始化 1.5B 个数要好几秒，而它们马上就会被换掉
-    model = GPT.on_meta(config).to_empty(device="cpu")  # 只占地址，还没有写入任何字节
+    model = GPT.on_meta(config)
+    # 趁还在 meta 上，把那些层换成整数的空壳：
+    # 浮点数的那一份从来没有分配过
+    if quantization is not None:
+        swap_in(model, quantization, str(directory / CONFIG_FILE))
+    model = model.to_empty(device="cpu")  # 只占地址，还没有写入任何字节
     load_weights(model, read_weights(directory / WEIGHTS_FILE), str(directory / WEIGHTS_FILE))
-    return model.to(device=device, dtype=dtype or model.dtype).eval()  # 没有参数的表也跟着换类型
+    model = model.to(device=device, dtype=dtype or model.dtype)  # 没有参数的表也跟着换类型
+    # 换了设备，共用的词表要再系一次
+    finish(model)
+    return model.eval()
 
 
 def load_config(directory: Path) -> GPTConfig:
@@ -158,6 +179,9 @@ def load_config(directory: Path) -> GPTConfig:
     values = read_json(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
+    # 权重怎样存，不是形状的事：
+    # 数参数、导出、再训练的，都只看形状
+    values.pop(QUANTIZATION, None)
     return GPTConfig.from_dict(values, where=str(path))
 
 
@@ -185,9 +209,11 @@ def load_weights(model: GPT, weights: Mapping[str, Tensor], where: str) -> None:
     """
     weights = dict(weights)
     expected = model.state_dict()  # 只用它的名字与形状
-    # ① 共用的矩阵只存了一个名字，先补上另一个
+    # ① 共用的矩阵只存了一个名字，先补上另一个：
+    #    浮点数的是 weight；整数的是 packed、scale，两三样一起补
     if model.config.tie_embeddings:
-        weights.setdefault("lm_head.weight", weights.get("token_embedding.weight", torch.empty(0)))
+        for name in [name for name in weights if name.startswith("token_embedding.")]:
+            weights.setdefault(name.replace("token_embedding", "lm_head"), weights[name])
     # ② 名字与形状：一次说全，免得改一个错一个
     #    （共用词表时两个名字都在 expected 里，所以上面要补）
     problems = [f"missing {name}" for name in expected if name not in weights]
@@ -199,20 +225,32 @@ def load_weights(model: GPT, weights: Mapping[str, Tensor], where: str) -> None:
         for name, tensor in expected.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
+    #    整数的三样，类型也要对：q 存成了浮点数，
+    #    算出来的就不是它；浮点数的类型则随文件
+    problems += [
+        f"{name} has type {weights[name].dtype}, expected {tensor.dtype}"
+        for part, module in quantized_parts(model).items()
+        for name, tensor in module.state_dict(prefix=f"{part}.").items()
+        if not name.endswith(".bias") and name in weights and weights[name].dtype != tensor.dtype
+    ]
     if problems:
         listed = "; ".join(problems[:8]) + (f"; … {len(problems)} in all" if problems[8:] else "")
         raise ValueError(f"{where} does not fit the model: {listed}")
     # ③ 数字：NaN 会从第一次乘法传染到每一个输出
     for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
+        # 整数没有 NaN，
+        # 不必为它读每一页
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{where} is damaged: {name} holds NaN or infinite values")
     # ④ 直接换上（assign）而不复制，类型也随文件；再把共用的矩阵重新系在一起，
     #    否则训练时两份各走各的，存盘又只存一份
     model.load_state_dict(weights, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)  # 换上来的张量默认不求梯度
-    if model.config.tie_embeddings:
+    if model.config.tie_embeddings and isinstance(model.token_embedding, TokenEmbedding):
         model.lm_head.weight = model.token_embedding.weight
+    # 整数的词表也一样；它输出什么类型，到这里才知道
+    finish(model)
 
 
 def find_model_directory(path: Path | str) -> Path:
