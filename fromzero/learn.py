@@ -28,34 +28,40 @@ Action = Literal[
 class Options:
     """The ten-week course: write every part yourself; a checker that says what went wrong.
 
-    fromzero learn                      watch the current exercise, check on every save
-    fromzero learn list                 all exercises, and how far you are
-    fromzero learn next                 open the next exercise (it never jumps ahead by itself)
-    fromzero learn open attention.03    open a certain one
-    fromzero learn check [ID] [--json]  check once
-    fromzero learn lesson|hint|why [ID] the lesson; a hint (after an attempt); why it matters
-    fromzero learn reset [ID]           begin again; what you had is kept beside it
-    fromzero learn solution [ID]        after passing, or with --give-up
-    fromzero learn report               progress with evidence, as Markdown and HTML
-    fromzero learn notebook             the lessons as Jupyter notebooks
-    fromzero learn build                your own functions become a GPT that trains and talks
-    fromzero learn dev-check [ID ...]   the course checks itself
+    It never jumps ahead by itself. Your files and your progress are in my_llm/; what you write
+    there is yours and is never overwritten.
+
+    Examples:
+        fromzero learn                      watch the current exercise, check on every save
+        fromzero learn list                 all exercises, and how far you are
+        fromzero learn next                 open the next exercise
+        fromzero learn open attention.03    open a certain one
+        fromzero learn check                check once; also with an ID, also --json
+        fromzero learn lesson               read the lesson again
+        fromzero learn hint                 one hint for every attempt that differs
+        fromzero learn why                  why it matters in a real training
+        fromzero learn reset                begin again; what you had is kept beside it
+        fromzero learn solution             after passing, or with --give-up
+        fromzero learn report               progress with evidence, as Markdown and HTML
+        fromzero learn notebook             the lessons as Jupyter notebooks
+        fromzero learn build                your own functions become a GPT that trains and talks
+        fromzero learn dev-check            the course checks itself: mutation testing
     """
 
-    # What to do.
     action: Annotated[Action, tyro.conf.Positional] = "watch"
-    # Which exercise, by its ID (attention.03); without: the current one.
+    """what to do"""
     ids: tyro.conf.Positional[tuple[str, ...]] = ()
-    # The folder with your exercises and your progress.
+    """which exercise, by its ID (attention.03); without: the current one"""
     dir: Path = Path("my_llm")
-    # The language of lessons and messages: zh or en; remembered.
+    """the folder with your exercises and your progress"""
     lang: Literal["zh", "en"] | None = None
-    # Print the result of a check as JSON.
+    """the language of lessons and messages, remembered; without any said, Chinese"""
     json: bool = False
-    # Show the solution without having passed; a variant of the exercise returns later.
+    """print the result of a check as JSON"""
     give_up: bool = False
-    # Where report and notebooks go (default: in the folder of your exercises).
+    """show the solution without having passed; a variant of the exercise returns later"""
     out: Path | None = None
+    """where report and notebooks go; without it, the folder of your exercises"""
 
 
 def run(options: Options) -> int:

@@ -69,7 +69,13 @@ def test_the_overview_lists_every_command(capsys, arguments):
 def test_every_command_has_its_file_and_no_file_is_forgotten():
     files = {path.stem for path in (ROOT / "fromzero").glob("*.py")}
     helpers = {"__init__", "__main__", "main", "arguments", "option_types"}
-    helpers |= {"training_options", "train_report", "train_data", "starting_points"}
+    helpers |= {
+        "training_options",
+        "train_report",
+        "train_data",
+        "starting_points",
+        "finetune_result",
+    }
     assert files - helpers == {module_name(name).removeprefix("fromzero.") for name in COMMANDS}
 
 
