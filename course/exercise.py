@@ -42,6 +42,7 @@ CONTENT = Path(__file__).with_name("content")
 COMPONENTS = (
     "attention",
     "heads",
+    "norms",
     "schedule",
 )
 KINDS = ("write", "predict", "repair")

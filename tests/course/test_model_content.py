@@ -12,6 +12,7 @@ from transformer_basics.attention import (
     scaled_dot_product_attention,
 )
 from transformer_basics.heads import merge_heads, repeat_heads, split_heads
+from transformer_basics.layers import layer_norm, rms_norm
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +94,20 @@ def test_predicted_sizes_of_heads():
     assert answers["parameters_16_heads"] == size(n_heads=16)[0]
     assert answers["parameters_grouped"] == size(n_heads=8, n_kv_heads=2)[0]
     assert answers["cached_grouped"] == size(n_heads=8, n_kv_heads=2)[1]
+
+
+def test_norms():
+    x, weight, bias = 3 * torch.randn(2, 3, 5) + 1, torch.rand(5), torch.randn(5)
+    close(solved("norms.01")["layer_norm"](x, weight, bias, 0.1), layer_norm(x, weight, bias, 0.1))
+    close(solved("norms.02")["rms_norm"](x, weight, 0.1), rms_norm(x, weight, 0.1))
+
+
+def test_predicted_norms():
+    answers = solved("norms.03")
+    x, one, zero = torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.ones(4), torch.zeros(4)
+    assert answers["variance"] == x.var(correction=0)
+    assert answers["root_mean_square"] == pytest.approx(x.square().mean().sqrt())
+    assert answers["layer_first"] == pytest.approx(layer_norm(x, one, zero, 0.0)[0])
+    assert answers["layer_ten_times"] == pytest.approx(layer_norm(10 * x, one, zero, 0.0)[0])
+    assert answers["rms_first"] == pytest.approx(rms_norm(x, one, 0.0)[0])
+    assert answers["rms_shifted"] == pytest.approx(rms_norm(x - 4, one, 0.0)[0])
