@@ -37,19 +37,25 @@ __all__ = ["build_mask", "check_inputs", "real_positions", "visibility"]
 
 
 def check_inputs(
-    ids: Tensor, start: int, *, vocab_size: int, max_seq_len: int, document_ids: Tensor | None
+    ids: Tensor,
+    start: int,
+    *,
+    vocab_size: int,
+    max_seq_len: int | None,
+    document_ids: Tensor | None,
 ) -> None:
     """在查表之前拦住坏输入：越界的编号在 GPU 上只会得到一句看不懂的断言。
 
-    形状：ids (B, T)，T ≥ 1；start 是缓存里已有的词元数
+    形状：ids (B, T)，T ≥ 1；start 是缓存里已有的词元数；滑动的缓存没有上限，给 None
     错误：形状不对、编号越界、超出上下文、缓存与文档编号并用 → ValueError，写明值与上限
     """
     # ① 形状：一句话也要写成一行的批 (1, T)
     if ids.ndim != 2 or ids.shape[1] == 0:
         raise ValueError(f"ids must have shape (B, T) with T >= 1, got {tuple(ids.shape)}")
+    # 滑动的缓存自己保证位置不越界，不问第二条
     # ② 长度：学出来的位置表只有这么多行；RoPE 没有表，但没训练过的距离同样不可信
     n_new = ids.shape[1]
-    if start + n_new > max_seq_len:
+    if max_seq_len is not None and start + n_new > max_seq_len:
         raise ValueError(
             f"{start + n_new} tokens (cached {start} + new {n_new}) do not fit into "
             f"max_seq_len {max_seq_len}"
@@ -65,6 +71,20 @@ def check_inputs(
                 f"token id {low if low < 0 else high} is outside the vocabulary: "
                 f"ids must be >= 0 and < {vocab_size}"
             )
+
+
+def check_real(real: Tensor, start: int, n_new: int) -> None:
+    """掩码要连缓存里的词元一起说明，否则左填充的行会看见自己的填充。
+
+    形状：real (B, S)，S = start + T
+    错误：长度不是 S → ValueError，两个数都说
+    """
+    # 若恰好差到只剩 1 列，广播会一声不响地算错
+    if real.shape[1] != start + n_new:
+        raise ValueError(
+            f"attention_mask must cover cached {start} + new {n_new} tokens, "
+            f"got length {real.shape[1]}"
+        )
 
 
 def real_positions(real: Tensor, n_new: int) -> Tensor:
@@ -91,6 +111,16 @@ def visibility(
     错误：同 build_mask
     """
     start = 0 if cache is None else cache.length
+    # 滑动的缓存自己画掩码，只要知道填充；以后的词元都是真的，不必再说
+    if cache is not None and cache.reach is not None:
+        # 不画就等于没有这条规则：宁可停下
+        if document_ids is not None:
+            raise ValueError("document_ids cannot be used with a sliding cache")
+        # 提示分几段喂时，每段都说一次
+        if real is not None:
+            check_real(real, start, ids.shape[1])
+            cache.note_padding(real)
+        return None
     # 有填充、有缓存的不切：看得见谁不只由文档决定；(1, T) 的编号靠广播，掩码那条路认得
     alone = cache is None and real is None
     if document_ids is not None and alone and document_ids.shape == ids.shape:
@@ -101,6 +131,7 @@ def visibility(
         # 太碎的不值得：派发比乘法贵
         if runs is not None and runs.pays:
             return runs
+    # 其余的画成一张表
     return build_mask(ids.shape[1], start, real, document_ids, window)
 
 
@@ -120,12 +151,8 @@ def build_mask(
     given = real if real is not None else document_ids
     if given is None:
         return None  # 注意力自己会用因果的快路径，窗口也由它处理
-    # 掩码必须连缓存里的词元一起说明，否则左填充的行会看见自己的填充
-    if real is not None and real.shape[1] != n_keys:
-        raise ValueError(
-            f"attention_mask must cover cached {start} + new {n_new} tokens, "
-            f"got length {real.shape[1]}"
-        )
+    if real is not None:
+        check_real(real, start, n_new)
     return visible(
         n_new,
         n_keys,  # 新词元之外还有缓存里的

@@ -35,13 +35,15 @@ from dataclasses import asdict, dataclass, replace
 
 from foundation.checks import check_choice, check_int
 from foundation.demonstration import run_demo
+from gpt_model.caches import CacheSettings
 from gpt_model.chunked_loss import CHUNK_BYTES, SOFTMAX_BYTES
 from gpt_model.config import PRESETS, GPTConfig
 from gpt_model.sizes import count_parameters, human, kv_bytes_per_token, matmul_parameters
 from transformer_basics.blocked_attention import KEEP_UP_TO, blocks_of
 from transformer_basics.recomputation import KINDS
+from transformer_basics.sliding_cache import sliding_capacity
 
-__all__ = ["MemoryEstimate", "inference_memory", "training_memory"]
+__all__ = ["MemoryEstimate", "cache_memory", "inference_memory", "training_memory"]
 
 # 混合精度也不省这两份：动量太小的增量在 16 位里会被舍掉
 ADAM_STATES = 2  # 每个参数的一阶矩与二阶矩
@@ -315,6 +317,39 @@ def inference_memory(
         kv_cache=batch_size * length * kv_bytes_per_token(config, bytes_per_value),
         logits=batch_size * config.vocab_size * 4,
     )
+
+
+def cache_memory(
+    config: GPTConfig,
+    length: int,
+    cache: CacheSettings | str = "static",
+    *,
+    batch_size: int = 1,
+    bytes_per_value: int = 4,
+) -> int:
+    """一种缓存写到 length 个词元时一直占着的字节；none 就是 0。
+
+    公式：2·L·B·G × 每个头的字节：static、growing 是 b·d·T，int8 是 (d + 4)·T，
+         sliding 是 b·d·(n + 缓冲区)，与 T 无关
+    约定：按容量恰好是 length 算；临时的（growing 拼接时的一份、int8 乘回浮点的一层）不在其中
+    """
+    # 没给的数，按模型的上下文补上
+    settings = CacheSettings.of(cache).resolved(config)
+    check_int("length", length, 0)
+    # 查询不存，所以只有键值头
+    per_token = config.head_size * bytes_per_value  # 一个头、一个词元的键（或值）
+    # 头越窄，尺度摊到每个数上越贵
+    if settings.kind == "int8":
+        per_token = config.head_size + 4  # 编码一个字节一个数，另有一个 float32 的尺度
+    # 写多长都是这么多格
+    if settings.kind == "sliding":
+        assert settings.window is not None
+        assert settings.n_sinks is not None
+        # 汇存两份：没转过的，与缓冲区里转好的
+        length = settings.n_sinks + sliding_capacity(settings.n_sinks, settings.window)
+    # K 与 V、每层、每行、每个键值头，都是同样的一份；不用缓存就一份也没有
+    n_heads = 0 if settings.kind == "none" else 2 * config.n_layers * batch_size * config.kv_heads
+    return n_heads * length * per_token
 
 
 def demo() -> None:

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from foundation.checks import check_choice
 from foundation.demonstration import run_demo
 from gpt_model.building import build_block, build_norm
+from gpt_model.caches import CacheSettings, build_cache
 from gpt_model.chunked_loss import chunked_loss
 from gpt_model.config import GPTConfig, preset
 from gpt_model.initialization import initialize_weights
@@ -47,7 +48,7 @@ from gpt_model.inputs import check_inputs, real_positions, visibility
 from gpt_model.loss import language_modeling_loss
 from transformer_basics.attention import CausalSelfAttention
 from transformer_basics.embeddings import LearnedPositions, SinusoidalPositions, TokenEmbedding
-from transformer_basics.kv_cache import GrowingCache, ModelCache, StaticCache
+from transformer_basics.kv_cache import ModelCache
 from transformer_basics.linear import Linear
 from transformer_basics.previous_token import PreviousToken
 from transformer_basics.quantized_linear import quantized_parts
@@ -137,6 +138,7 @@ class GPT(nn.Module):
         类型：logits 与权重同 dtype（混合精度时由 autocast 决定）；损失 float32
         错误：编号 ≥ V、S 超出 max_seq_len、掩码长度不是 S → ValueError，写明两个数
         """
+        # 滑动的缓存没有上限：位置由它自己定，见 sliding_cache.py
         start = cache.length if cache is not None else 0  # 先记下：各层 append 之后它就变了
         c = self.config
         # 坏输入在这里变成一句看得懂的话，见 inputs.py
@@ -144,9 +146,10 @@ class GPT(nn.Module):
             ids,
             start,
             vocab_size=c.vocab_size,
-            max_seq_len=c.max_seq_len,
+            max_seq_len=None if cache is not None and cache.reach is not None else c.max_seq_len,
             document_ids=document_ids,
         )
+        # 缓存里有几个，决定了新来的从第几个数起
         # ① 位置：None 表示接着缓存往后数；左填充的批里，各行按自己的真实词元数
         if positions is None and attention_mask is not None:
             positions = real_positions(attention_mask, ids.shape[1])  # (B, T)
@@ -236,26 +239,30 @@ class GPT(nn.Module):
         return self.token_embedding.dtype
 
     def make_cache(
-        self, batch_size: int, *, capacity: int | None = None, kind: str = "static"
+        self,
+        batch_size: int,
+        *,
+        capacity: int | None = None,
+        kind: str = "static",
+        n_sinks: int | None = None,
+        window: int | None = None,
     ) -> ModelCache:
-        """为一批生成准备 KV 缓存，每层一份，一起进退。
+        """为一批生成准备 KV 缓存，每层一份，一起进退；有哪几种见 caches.py。
 
-        static 一次占好、就地写入；growing 每次拼接，便于读懂。两者结果相同
         形状：每层 K、V 各 (B, G, S, d)，S = capacity，缺省为 max_seq_len
-        错误：kind 不认识 → ValueError
+        约定：capacity 只给 static 与 int8：growing 用多少占多少，sliding 由 n_sinks 与 window 定
+        错误：kind 不认识、与模型不合 → ValueError
         """
-        config = self.config
-        check_choice("kind", kind, ("static", "growing"))
-        if kind == "growing":
-            return ModelCache([GrowingCache() for _ in range(config.n_layers)])
-        # 每层一样大；第一层也不例外，它存的是第一层的 K、V 而不是词向量
-        length = capacity or config.max_seq_len  # 装得下的词元数
-        shape = (batch_size, config.kv_heads, length, config.head_size)  # (B, G, S, d)
-        layers = [
-            StaticCache(*shape, dtype=self.dtype, device=self.device)
-            for _ in range(config.n_layers)
-        ]
-        return ModelCache(layers)
+        # 装得下 capacity 个词元；n_sinks 与 window 只给滑动的
+        # 与权重同类型、同设备，免得每步转换
+        return build_cache(
+            self.config,
+            CacheSettings(kind, n_sinks, window),
+            batch_size,
+            capacity=capacity,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     def num_parameters(self, *, trainable_only: bool = False) -> int:
         """参数个数；共用的矩阵只数一次，量化成整数的也算（它们不训练）。"""

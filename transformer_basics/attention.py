@@ -21,7 +21,6 @@ $$\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{QK^\top}{\sqrt{d}}
 CausalSelfAttention（GPT 真正用的：分组查询、RoPE、q/k 归一化、滑动窗口、缓存、快路）。
 容易写错的四处，错了都不报错：忘了除以 √d；softmax 沿错了维（要沿键，每一行和为 1）；
 先 softmax 再遮（行和不再是 1）；掩码的真假弄反。本页的演示与测试各守一处。
-
 M 怎样画在 masks.py，头怎样拆在 heads.py，怎样算得快在 fast_attention.py，
 训练之后每个头在看哪里，见 head_patterns.py（本页的 --plot 画的就是它）。
 
@@ -165,7 +164,6 @@ class MultiHeadAttention(nn.Module):
         # ② H 个头互不相干，并排放在批的维度上，一次乘法全算完
         dropout_p = self.dropout if self.training else 0.0
         heads, weights = scaled_dot_product_attention(query, key, value, mask, dropout_p=dropout_p)
-        # 返回的权重是没有随机失活的那份，逐头可画
         # ③ W_O 让各头的发现互相说话；没有它，头 h 的输出只能待在第 h 段
         output: Tensor = self.out_proj(merge_heads(heads))  # (B, T, D)
         return output, weights
@@ -247,7 +245,7 @@ class CausalSelfAttention(nn.Module):
         """
         if isinstance(mask, Tensor):
             check_mask(mask)
-        query, key, value = self._query_key_value(x, positions, cache)
+        query, key, value, mask = self._query_key_value(x, positions, mask, cache)
         dropout_p = self.dropout if self.training else 0.0  # 只在训练时
         # 几条路同进同出：快的用来跑，写出来的用来读，并由测试逐一对照
         if self.recompute:  # 不存权重 A，反向时由 q、k 再算
@@ -282,13 +280,13 @@ class CausalSelfAttention(nn.Module):
 
         融合的核从不存下这张表，所以照公式另算一遍；不收缓存，免得看一眼就把它弄脏
         """
-        query, key, value = self._query_key_value(x, positions, None)  # 不带缓存
+        query, key, value, mask = self._query_key_value(x, positions, mask, None)  # 不带缓存
         return self._written_out(query, key, value, mask, 0.0)[1]
 
     def _query_key_value(
-        self, x: Tensor, positions: Tensor | None, cache: KVCache | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """从 x 到打分之前：x (B, T, D) → Q (B, H, T, d)、K 与 V (B, G, S, d)。"""
+        self, x: Tensor, positions: Tensor | None, mask: Visibility | None, cache: KVCache | None
+    ) -> tuple[Tensor, Tensor, Tensor, Visibility | None]:
+        """从 x 到打分之前：x (B, T, D) → Q (B, H, T, d)、K 与 V (B, G, S, d)、掩码。"""
         # ① 投影并拆头；键值头可以比查询头少
         projected = project_together(x, (self.q_proj, self.k_proj, self.v_proj))
         query = split_heads(projected[0], self.n_heads)  # (B, H, T, d)
@@ -297,6 +295,8 @@ class CausalSelfAttention(nn.Module):
         # ② 先归一化、再旋转：旋转不改变长度，次序反过来 γ 就会打乱角度
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
+        if cache is not None and cache.reach is not None:  # 滑动的缓存自己定位置、画掩码
+            return cache.place(query, key, value, self.rotary)
         if self.rotary is not None:
             offset = 0 if cache is None else cache.length
             cos, signed_sin = self.rotary.cos_sin(x.shape[1], offset, positions, x.device)
@@ -304,7 +304,7 @@ class CausalSelfAttention(nn.Module):
         # ③ 旧的 K、V 不会再变（键已经转好），取回即可，省去重算
         if cache is not None:
             key, value = cache.append(key, value)  # (B, G, S, d)
-        return query, key, value
+        return query, key, value, mask
 
     def _written_out(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Visibility | None, dropout_p: float

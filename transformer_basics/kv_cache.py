@@ -20,14 +20,15 @@ $$\text{不存：}\; \sum_{t=1}^{n} t = \frac{n(n+1)}{2} \text{ 次投影} \qqua
 提示很长时，预填也可以切成几段依次 append，结果与一次喂进去相同。
 
 代价是内存：每个词元、每一层要存 2·G·d 个数；句子长了，缓存会比模型还大。省法有三：
-少一些键值头（GQA，见 heads.py）、只留最近的（滑动窗口）、存得粗一些（INT8）。
-后两种都只是另一个 KVCache，模型一行不改。
+少一些键值头（GQA，见 heads.py）、只留最近的（sliding_cache.py）、存得粗一些
+（quantized_cache.py）。后两种都只是另一个 KVCache，模型一行不改。
 
 论文：Shazeer 2019《Fast Transformer Decoding》(arXiv:1911.02150)；
      Pope 等 2022《Efficiently Scaling Transformer Inference》(arXiv:2211.05102)
 
 改哪里：
-  · 想换一种存法（滑动、INT8、分页）——继承 KVCache，实现 append、reorder、truncate。
+  · 想换一种存法（例如分页）——继承 KVCache，实现 append、reorder、truncate，
+    再到 gpt_model/caches.py 的表里登记名字。
   · 想看最简的版本——GrowingCache；真正用来跑的——StaticCache。
 """
 
@@ -35,12 +36,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from foundation.checks import check_int
 from foundation.demonstration import run_demo
+
+if TYPE_CHECKING:
+    from transformer_basics.rotary import RotaryEmbedding
 
 __all__ = ["GrowingCache", "KVCache", "ModelCache", "StaticCache"]
 
@@ -54,6 +59,9 @@ class KVCache(ABC):
     """
 
     length: int = 0
+    # 一个数：只记得这么多个，存多久都不满，位置由缓存自己定（滑动窗口）；
+    # None：全记得，位置一直往后数，数到模型的上限为止
+    reach: int | None = None
 
     @abstractmethod
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,6 +87,16 @@ class KVCache(ABC):
         不清就换一句话，新句子会接在旧句子后面，看得见它，位置也从它的末尾数起
         """
         self.truncate(0)
+
+    def place(
+        self, query: Tensor, key: Tensor, value: Tensor, rotary: RotaryEmbedding | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """有 reach 的缓存才要写：收下没转过的 q、k，定好位置，返回转好的 q、k、v 与掩码。"""
+        raise NotImplementedError(f"{type(self).__name__} leaves positions to the attention")
+
+    def note_padding(self, padding: Tensor) -> None:
+        """每行左边有几个填充 (B,)；有 reach 的缓存自己画掩码，所以要记。"""
+        raise NotImplementedError(f"{type(self).__name__} leaves masks to the model")
 
     def check_truncation(self, length: int) -> None:
         """截断只能变短：更长的部分从来没有算过。"""
@@ -214,6 +232,7 @@ class ModelCache:
             raise ValueError("a model cache needs at least one layer, got 0")
         self.layers = list(layers)
         self._ids: Tensor | None = None  # (B, S)，只有要知道「前一个是谁」的模型才记
+        self._first_id = 0  # 记下的第一个是全文的第几个：有 reach 的缓存，旧编号也扔掉
 
     def last_ids(self) -> Tensor | None:
         """缓存里最后一个词元的编号 (B, 1)；缓存是空的就是 None。
@@ -224,7 +243,8 @@ class ModelCache:
             return None
         # 别的模型填好的缓存没有编号：宁可停下，也不要当作「没有前一个」
         assert self._ids is not None, "the cache was filled by a model that keeps no ids"
-        return self._ids[:, self.length - 1 : self.length]
+        last = self.length - self._first_id
+        return self._ids[:, last - 1 : last]
 
     def remember_ids(self, ids: Tensor) -> None:
         """记下就要喂进去的编号 (B, T)，接在已缓存的 S 个之后。
@@ -232,8 +252,34 @@ class ModelCache:
         全记而不只记最后一个：退回（truncate）之后，最后一个就是更早的那个；一个编号 8 字节，
         与它的 K、V 相比可以不计。退掉的、没喂成的，不必当时就删：下次照 length 切掉
         """
-        old = self._ids if self.length else None
-        self._ids = ids if old is None else torch.cat((old[:, : self.length], ids), dim=1)
+        if self._ids is None or not self.length:
+            self._ids, self._first_id = ids, 0
+            return
+        # 退掉的不算
+        old = self._ids[:, : self.length - self._first_id]
+        if self.reach is not None:  # 更早的退不回去，也就用不着；不扔的话，内存随全文增长
+            kept = old[:, -self.reach :]
+            self._first_id += old.shape[1] - kept.shape[1]
+            old = kept
+        self._ids = torch.cat((old, ids), dim=1)
+
+    @property
+    def reach(self) -> int | None:
+        """最多记得几个；有一层全记得就是 None，全文便不能超过它的容量与模型的上下文。"""
+        # 只有各层都没有上限，全文才没有上限
+        reaches = [layer.reach for layer in self.layers if layer.reach is not None]
+        return max(reaches) if len(reaches) == len(self.layers) else None
+
+    def note_padding(self, real: Tensor) -> None:
+        """告诉各层每行左边有几个填充；real (B, S) 连已缓存的一起，真 = 不是填充。
+
+        错误：填充夹在中间 → ValueError；这样的缓存只认得左边的
+        """
+        if bool((real[:, :-1] & ~real[:, 1:]).any()):
+            raise ValueError("this cache takes padding on the left only, got padding after a token")
+        padding = (~real).sum(dim=1)  # (B,)
+        for layer in self.layers:
+            layer.note_padding(padding)
 
     @property
     def length(self) -> int:

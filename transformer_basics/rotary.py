@@ -155,6 +155,15 @@ class RotaryEmbedding(nn.Module):
         cos, signed_sin = self.cos_sin(x.shape[-2], offset, positions, x.device)
         return rotate(x, cos, signed_sin)
 
+    def turn_back(self, x: Tensor, steps: int) -> Tensor:
+        """把已经转好的 x 从位置 t 挪到 t − steps：旋转可以叠加，不必知道 t。
+
+        公式：R_{t−s} = R_{−s}·R_t；yarn 乘在表里的系数，转第一次时已经乘过，这里除掉
+        """
+        cos, signed_sin = self.cos_sin(1, steps, None, x.device)  # (1, d)
+        _, factor = rope_frequencies(self.head_dim, self.theta, self.scaling)
+        return rotate(x, cos / factor, -signed_sin / factor)
+
     def extra_repr(self) -> str:
         """让 print(model) 说出设置。"""
         return f"{self.head_dim}, theta={self.theta:g}, scaling={self.scaling}"

@@ -281,7 +281,9 @@ def test_bad_ids_lengths_and_masks_are_named():
             cache=cache,
             document_ids=torch.zeros(1, 1, dtype=torch.long),
         )
-    with pytest.raises(ValueError, match="kind must be one of static, growing"):
+    with pytest.raises(
+        ValueError, match="cache must be one of none, static, growing, int8, sliding"
+    ):
         model.make_cache(1, kind="paged")
 
 

@@ -427,7 +427,7 @@ def test_norm_comes_before_rotation():
     attention, x = make(True, qk_norm=True), torch.randn(1, 5, DIM)
     heads = attention.q_proj(x).view(1, 5, HEADS, HEAD_DIM).transpose(1, 2)
     expected = attention.rotary(attention.q_norm(heads))
-    query, _, _ = attention._query_key_value(x, None, None)
+    query, _, _, _ = attention._query_key_value(x, None, None, None)
     torch.testing.assert_close(query, expected)
     assert not torch.allclose(query, attention.q_norm(attention.rotary(heads)), atol=1e-3)
 
