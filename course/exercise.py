@@ -17,6 +17,7 @@ language.
 from __future__ import annotations
 
 import importlib
+import inspect
 import random
 import re
 from collections.abc import Callable, Mapping
@@ -43,6 +44,7 @@ COMPONENTS = (
     "attention",
     "heads",
     "norms",
+    "ffn",
     "schedule",
 )
 KINDS = ("write", "predict", "repair")
@@ -129,7 +131,7 @@ class Exercise:
             return self.run(answer, inputs)
         if self.kind == "predict":
             return {name: self.predicted(answer, name) for name in self.names}
-        result = getattr(answer, self.names[0])(**inputs)
+        result = call(getattr(answer, self.names[0]), inputs)
         names = self.outputs or ("result",)
         if len(names) == 1:
             return {names[0]: result}
@@ -148,6 +150,15 @@ class Exercise:
         if value is None:
             raise NotImplementedError(name)
         return float(value) if isinstance(value, (bool, int, float)) else value
+
+
+def call(function: Callable[..., Any], inputs: Values) -> Any:
+    """Call by name; in their order where the learner gave the parameters other names."""
+    try:
+        inspect.signature(function).bind(**inputs)
+    except (TypeError, ValueError):
+        return function(*inputs.values())
+    return function(**inputs)
 
 
 @cache

@@ -158,3 +158,11 @@ def test_a_stricter_tolerance_can_be_asked_for(scores, solution):
     assert judged(scores, nearly).passed
     strict = replace(scores, tolerance=1e-9)
     assert not diagnose(strict, run_source(strict, nearly, 7), 7).passed
+
+
+def test_parameters_may_have_other_names(scores):
+    renamed = "def attention_scores(queries, keys):\n    return {}"
+    right = "queries @ keys.mT / queries.shape[-1] ** 0.5"
+    assert judged(scores, renamed.format(right)).passed
+    assert judged(scores, renamed.format("queries @ keys.mT")).mistakes == ("ATTN-01",)
+    assert judged(scores, "def attention_scores(q):\n    return q").stage == "error"

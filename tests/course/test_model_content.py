@@ -6,13 +6,14 @@ import torch
 from course.exercise import find, without_marks
 from gpt_model.config import preset
 from gpt_model.sizes import count_parameters, kv_bytes_per_token
+from transformer_basics.activations import gelu
 from transformer_basics.attention import (
     CausalSelfAttention,
     causal_mask,
     scaled_dot_product_attention,
 )
 from transformer_basics.heads import merge_heads, repeat_heads, split_heads
-from transformer_basics.layers import layer_norm, rms_norm
+from transformer_basics.layers import FeedForward, layer_norm, rms_norm
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +112,27 @@ def test_predicted_norms():
     assert answers["layer_ten_times"] == pytest.approx(layer_norm(10 * x, one, zero, 0.0)[0])
     assert answers["rms_first"] == pytest.approx(rms_norm(x, one, 0.0)[0])
     assert answers["rms_shifted"] == pytest.approx(rms_norm(x - 4, one, 0.0)[0])
+
+
+def test_feed_forward():
+    x = torch.randn(2, 3, 6)
+    close(solved("ffn.01")["gelu"](x), gelu(x))
+    book = FeedForward(6, 10, activation="gelu").double()
+    up, down = book.up_proj, book.down_proj
+    close(solved("ffn.02")["feed_forward"](x, up.weight, up.bias, down.weight, down.bias), book(x))
+    gated = FeedForward(6, 10, activation="silu", gated=True, bias=False).double()
+    weights = [p.weight for p in (gated.gate_proj, gated.up_proj, gated.down_proj)]
+    close(solved("ffn.03")["swiglu"](x, *weights), gated(x))
+
+
+def test_predicted_sizes_of_the_feed_forward():
+    answers = solved("ffn.04")
+
+    def size(width, **kinds):
+        return sum(p.numel() for p in FeedForward(768, width, **kinds).parameters())
+
+    assert answers["inner_width"] == preset("gpt2").ffn_size
+    assert answers["parameters"] == size(answers["inner_width"])
+    assert answers["gated_parameters"] == size(1000, gated=True, bias=False)
+    assert size(answers["gated_width"], gated=True, bias=False) == size(3072, bias=False)
+    assert answers["times_attention"] == size(3072, bias=False) / (4 * 768**2)
