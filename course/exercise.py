@@ -210,12 +210,19 @@ def starter_source(exercise: Exercise, language: str = "zh") -> str:
 
         mistake = next(m for m in bank_of(exercise) if m.id == exercise.starts_with)
         return in_language(without_marks(patched(exercise, [mistake])), language)
-    return in_language(cut(exercise.solution), language)
+    return in_language(tidied(exercise, cut(exercise.solution)), language)
 
 
 def solution_source(exercise: Exercise, language: str = "zh") -> str:
     """The reference solution as a learner may read it."""
-    return in_language(without_marks(exercise.solution), language)
+    return in_language(tidied(exercise, without_marks(exercise.solution)), language)
+
+
+def tidied(exercise: Exercise, source: str) -> str:
+    """A prediction stands in brackets only for the marks' sake."""
+    if exercise.kind != "predict":
+        return source
+    return re.sub(r"\(\n[ \t]+([^\n]*)\n\)", r"\1", source)
 
 
 MARKED = re.compile(
