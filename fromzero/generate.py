@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from fromzero.option_types import MaybePath, MaybeText, Sampling, harmless, open_generator
+from fromzero.option_types import MaybeInt, MaybePath, MaybeText, Sampling, harmless, open_generator
 
 if TYPE_CHECKING:
     from inference.constraints import Constraint
@@ -28,6 +28,7 @@ class Options:
         fromzero generate --prompt-file start.txt --num-return 3 --seed 1
         echo "class Node:" | fromzero generate --max-new-tokens 100
         fromzero generate --prompt "The " --num-beams 4 --temperature 0
+        fromzero generate --prompt "The " --cache sliding --max-new-tokens 100000
         fromzero generate --prompt "Answer:" --choice " yes" --choice " no"
         fromzero generate --prompt "Date: " --regex "\\d{4}-\\d{2}-\\d{2}"
         fromzero generate --prompt "JSON: " --json-schema person.json
@@ -49,9 +50,14 @@ class Options:
     choice: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """write one of these texts; repeat the option for each"""
     sliding: bool = False
-    """let the text grow past the model's context by forgetting its beginning"""
-    cache: bool = True
-    """keep keys and values of earlier tokens; without it every step computes all of them again"""
+    """let the text grow past the model's context: when it is full, read its newest half again"""
+    cache: str = "static"
+    """where keys and values of earlier tokens are kept: static, growing, int8 (a quarter of the
+    memory), sliding (the first and the newest tokens: endless text in bounded memory), or none"""
+    sinks: MaybeInt = None
+    """--cache sliding: how many of the first tokens are kept; without it, 4"""
+    window: MaybeInt = None
+    """--cache sliding: how many of the newest are kept; without it, what the context leaves"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: str = "auto"
@@ -60,7 +66,10 @@ class Options:
 
 def run(options: Options) -> int:
     """Write the continuation of one prompt to stdout."""
+    from gpt_model.caches import CacheSettings
+
     params = options.sampling.to_params()
+    cache = CacheSettings(options.cache, options.sinks, options.window)
     rule = read_constraint(options)
     prompt = read_prompt(options)
     generator, directory = open_generator(
@@ -68,7 +77,7 @@ def run(options: Options) -> int:
     )
     if params.num_return == 1 and params.num_beams == 1 and not params.logprobs:
         pieces = generator.stream(
-            prompt, params, use_cache=options.cache, sliding=options.sliding, constraint=rule
+            prompt, params, cache=cache, sliding=options.sliding, constraint=rule
         )
         print(f"model: {directory}", file=sys.stderr)
         # a file gets exactly what was written, a terminal nothing that could disturb it
@@ -80,7 +89,7 @@ def run(options: Options) -> int:
         sys.stdout.write("\n")
         return 0
     found = generator.generate(
-        [prompt], params, use_cache=options.cache, sliding=options.sliding, constraint=rule
+        [prompt], params, cache=cache, sliding=options.sliding, constraint=rule
     )
     print(f"model: {directory}", file=sys.stderr)
     for number, generation in enumerate(found, 1):

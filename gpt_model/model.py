@@ -239,30 +239,17 @@ class GPT(nn.Module):
         return self.token_embedding.dtype
 
     def make_cache(
-        self,
-        batch_size: int,
-        *,
-        capacity: int | None = None,
-        kind: str = "static",
-        n_sinks: int | None = None,
-        window: int | None = None,
+        self, batch_size: int, *, capacity: int | None = None, kind: CacheSettings | str = "static"
     ) -> ModelCache:
         """为一批生成准备 KV 缓存，每层一份，一起进退；有哪几种见 caches.py。
 
+        static 一次占好、就地写入；growing 每次拼接，便于读懂；int8 存得粗；sliding 只留最近的
         形状：每层 K、V 各 (B, G, S, d)，S = capacity，缺省为 max_seq_len
-        约定：capacity 只给 static 与 int8：growing 用多少占多少，sliding 由 n_sinks 与 window 定
         错误：kind 不认识、与模型不合 → ValueError
         """
-        # 装得下 capacity 个词元；n_sinks 与 window 只给滑动的
         # 与权重同类型、同设备，免得每步转换
-        return build_cache(
-            self.config,
-            CacheSettings(kind, n_sinks, window),
-            batch_size,
-            capacity=capacity,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        sizes = {"capacity": capacity, "dtype": self.dtype, "device": self.device}
+        return build_cache(self.config, kind, batch_size, **sizes)  # type: ignore[arg-type]
 
     def num_parameters(self, *, trainable_only: bool = False) -> int:
         """参数个数；共用的矩阵只数一次，量化成整数的也算（它们不训练）。"""

@@ -20,7 +20,12 @@ $$ C - \lfloor C/2 \rfloor \text{ 个} $$
     重读 C 个；一次丢一半，每 C/2 步才重读一次，摊下来每步只多读一个。
     结果是精确的：等于把剩下的文本当作新提示重新开始，而不是拿旧位置上的缓存凑合。
 
-不用缓存（use_cache=False）就是每一步都从头读：慢，但最好懂，也是缓存的标准答案。
+不用缓存（cache="none"）就是每一步都从头读：慢，但最好懂，也是缓存的标准答案。
+
+滑动的缓存（cache="sliding"，见 transformer_basics/sliding_cache.py）是另一种滑动：每步忘掉一个，
+从不重读；提示比上下文长也读得进去。它没有上限，所以上面三种时候只剩第一种。
+
+提示很长时分段预填，每段至多 512 个：注意力的临时内存是「段长 × 已读」，不是「全文 × 全文」。
 
 常见疑问：
     为什么不右填充？    右填充时，各行的最后一个词元在不同的列，新词元要插在填充中间，
@@ -34,8 +39,7 @@ $$ C - \lfloor C/2 \rfloor \text{ 个} $$
 论文：Pope 等 2022 (arXiv:2211.05102) 预填与解码；
      Xiao 等 2023 StreamingLLM (arXiv:2309.17453) 另一种滑动：留住开头几个词元。
 
-改哪里：滑动时丢多少 → DROPPED；换一种缓存 → GPT.make_cache；
-       提示很长时分段预填 → _read_all。
+改哪里：滑动时丢多少 → DROPPED；一段预填多少 → PREFILL；加一种缓存 → gpt_model/caches.py。
 """
 
 from __future__ import annotations
@@ -48,6 +52,7 @@ import torch
 from torch import Tensor
 
 from foundation.demonstration import run_demo
+from gpt_model.caches import CacheSettings
 
 if TYPE_CHECKING:
     from gpt_model.model import GPT
@@ -56,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = ["Decoder"]
 
 DROPPED = 2  # 滑动时丢掉上下文的几分之一
+PREFILL = 512  # 预填时一段至多几个词元
 
 
 class Decoder:
@@ -72,7 +78,7 @@ class Decoder:
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
-        use_cache: bool = True,
+        cache: CacheSettings | str = "static",
         sliding: bool = False,
         vocab_size: int | None = None,
         forbidden: Tensor | None = None,
@@ -82,7 +88,7 @@ class Decoder:
         self.vocab_size = model.config.vocab_size if vocab_size is None else vocab_size
         self.forbidden = forbidden  # (n,) 分词器词表中间的空缺，同样不能选
         self.context = model.config.max_seq_len  # C
-        self.use_cache = use_cache
+        self.settings = CacheSettings.of(cache).resolved(model.config)
         self.sliding = sliding
         self.windows = [list(prompt[-self.context :] if sliding else prompt) for prompt in prompts]
         self.to_write = max_new_tokens  # 还要写几步：缓存不必开得比这更长
@@ -114,7 +120,7 @@ class Decoder:
         return scores.index_fill(-1, self.forbidden, -math.inf)
 
     def _read_all(self) -> Tensor:
-        """预填：左填充成方的，一次算完；用缓存的话顺便存下 K、V。"""
+        """预填：左填充成方的，一段一段算完；用缓存的话顺便存下 K、V。"""
         self.n_reads += 1
         model, lengths = self.model, [len(window) for window in self.windows]
         longest = max(lengths)
@@ -123,6 +129,8 @@ class Decoder:
         ids = torch.tensor(padded, device=model.device)  # (B, T)
         # ② 缓存开多长：写完就够；掩码一次开好，以后每步只是切得长一点
         capacity = min(self.context, longest + max(self.to_write, 0))
+        if self.settings.is_endless:
+            capacity = longest  # 掩码只管提示；缓存多大由它自己定
         if min(lengths) < longest:
             # 第 b 行开头有 longest − n_b 个填充；以后接上的列都是真的
             columns = torch.arange(capacity, device=model.device)  # (容量,)
@@ -130,10 +138,18 @@ class Decoder:
             self.real = columns >= padding[:, None]  # (B, 容量)
         else:
             self.real = None  # 一样长：不需要掩码，注意力走最快的路
-        mask = None if self.real is None else self.real[:, :longest]  # (B, T)
-        if self.use_cache:
-            self.cache = model.make_cache(len(padded), capacity=capacity)
-        output = model(ids, attention_mask=mask, cache=self.cache, last_only=True)
+        # ③ 没有缓存就只能一次算完；有缓存，后一段接在前一段的缓存上
+        size = longest
+        if self.settings.kind != "none":
+            self.cache = model.make_cache(len(padded), capacity=capacity, kind=self.settings)
+            size = PREFILL
+        for end in range(size, longest + size, size):
+            mask = None if self.real is None else self.real[:, : min(end, longest)]  # (B, S)
+            piece = ids[:, end - size : end]
+            output = model(piece, attention_mask=mask, cache=self.cache, last_only=True)
+        # ④ 滑动的缓存已记下填充，旧的编号也用不着了：从不从头再读
+        if self.settings.is_endless:
+            self.real = None
         return output.logits  # type: ignore[no-any-return]
 
     def _read_new(self, cache: ModelCache, new: Tensor) -> Tensor:
@@ -159,7 +175,9 @@ class Decoder:
         """
         self.to_write -= 1
         for window, token in zip(self.windows, tokens, strict=True):
-            if len(window) == self.context:
+            if self.settings.is_endless and self.cache is not None:
+                window.clear()  # 已在缓存里；不清的话，编号会随全文增长
+            elif len(window) == self.context:
                 if not self.sliding:
                     raise ValueError(
                         f"a text of {self.context} tokens already fills the context "
@@ -170,7 +188,7 @@ class Decoder:
         # 缓存还有空位，就只记下新的一列；满了就丢掉，大家一起从头读。
         # 两种时候会满：有一行写满了上下文（它滑动了），或者短的行被填充顶到了尽头
         if self.cache is not None:
-            if self.cache.length == self.context:
+            if self.cache.length == self.context and not self.settings.is_endless:
                 self._forget()
             else:
                 self.new = torch.tensor(tokens, device=self.model.device)[:, None]  # (B, 1)
@@ -205,12 +223,18 @@ def demo() -> None:
             assert row == alone
 
         print("\n2. 滑动：上下文 16，写 40 个；窗口满了就留最近的 8 个，从头再读")
-        for use_cache in (True, False):
-            decoder = Decoder(model, [[1, 2]], max_new_tokens=40, use_cache=use_cache, sliding=True)
+        for cache in ("static", "none"):
+            decoder = Decoder(model, [[1, 2]], max_new_tokens=40, cache=cache, sliding=True)
             (row,) = greedy(decoder, 40)
             together.append(row)
-            print(f"   缓存 {use_cache!s:5} 从头读了 {decoder.n_reads:2} 遍　…{row[-8:]}")
+            print(f"   缓存 {cache:6} 从头读了 {decoder.n_reads:2} 遍　…{row[-8:]}")
         assert together[-1] == together[-2]
+
+        # 每步忘一个，汇一直留着：忘的东西不同，写的自然不同，但从头只读一遍
+        decoder = Decoder(model, [[1, 2]], max_new_tokens=40, cache="sliding")
+        (row,) = greedy(decoder, 40)
+        print(f"   缓存 sliding 从头读了 {decoder.n_reads} 遍　…{row[-8:]}")
+        assert decoder.n_reads == 1
 
 
 def greedy(decoder: Decoder, n_steps: int) -> list[list[int]]:

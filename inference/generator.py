@@ -16,7 +16,8 @@ $$y_t \sim p(\,\cdot \mid x, y_{<t}), \qquad t = 1, 2, \dots$$
 
 停在哪里（finish_reason）：写满 max_new_tokens（"length"）、写到停止串（"stop"）、模型自己
 写出结束（"end"），或者提示加上写的占满了上下文（"context"）。想越过上下文，明说 sliding=True：
-满了就只留最近的一半，从头再读；它忘掉的，就真的忘了。
+满了就只留最近的一半，从头再读；或者 cache="sliding"：每步忘一个，只留开头几个与最近的。
+忘掉的，就真的忘了。
 
 只许写合格的：constraint=Constraint.regex(…)、choices(…) 或 json_schema(…)，见 constraints.py。
 写出来的必是完整的；写不下的在跑模型之前报错。停下的原因多了一种 "complete"：再写什么都不合格。
@@ -71,6 +72,7 @@ import torch
 from torch import nn
 
 from foundation.demonstration import run_demo
+from gpt_model.caches import CacheSettings
 from inference.best_texts import best_texts
 from inference.constraints import Constraints
 from inference.continuation import Generation
@@ -114,7 +116,8 @@ class TextGenerator:
 
     状态：没有。两次调用互不影响；模型的训练模式、梯度开关，用完都复原
     提示：一段文本，或一个列表，每项是文本或一串编号
-    开关：use_cache=False 每步从头读，慢而结果相同；sliding=True 写满上下文后忘掉旧的一半
+    开关：cache="none" 每步从头读，慢而结果相同，别的见 gpt_model/caches.py；
+         sliding=True 写满上下文后忘掉旧的一半
     错误：词表对不上、提示是空的或放不下、参数不合适 → ValueError，写明给的值与上限
     """
 
@@ -133,7 +136,7 @@ class TextGenerator:
         prompt: str,
         params: SamplingParams = ...,
         *,
-        use_cache: bool = ...,
+        cache: CacheSettings | str = ...,
         sliding: bool = ...,
         constraint: Constraints = ...,
     ) -> Generation | list[Generation]: ...
@@ -144,7 +147,7 @@ class TextGenerator:
         prompt: Sequence[Prompt],
         params: SamplingParams = ...,
         *,
-        use_cache: bool = ...,
+        cache: CacheSettings | str = ...,
         sliding: bool = ...,
         constraint: Constraints = ...,
     ) -> list[Generation]: ...
@@ -154,7 +157,7 @@ class TextGenerator:
         prompt: str | Sequence[Prompt],
         params: SamplingParams = DEFAULT,
         *,
-        use_cache: bool = True,
+        cache: CacheSettings | str = "static",
         sliding: bool = False,
         constraint: Constraints = None,
     ) -> Generation | list[Generation]:
@@ -165,7 +168,7 @@ class TextGenerator:
         constraint：只许写合格的，见 constraints.py；一条规则，或者每条提示一条（None 是不限）
         """
         # 规则也收在请求里：与参数、开关一样，一次请求之内不变
-        request = self._request(params, use_cache, sliding, constraint)
+        request = self._request(params, cache, sliding, constraint)
         # ① 全部查过才开始写：第三条提示太长，不该等前两条写完才说
         encoded = request.encode([prompt] if isinstance(prompt, str) else list(prompt))
         with ready(list(self.model.modules())):
@@ -187,7 +190,7 @@ class TextGenerator:
         prompt: Prompt,
         params: SamplingParams = DEFAULT,
         *,
-        use_cache: bool = True,
+        cache: CacheSettings | str = "static",
         sliding: bool = False,
         constraint: Constraints = None,
     ) -> Iterator[str]:
@@ -203,7 +206,7 @@ class TextGenerator:
                     f"stream writes one text as it comes: {name} must be 1, "
                     f"got {getattr(params, name)}; use generate"
                 )
-        request = self._request(params, use_cache, sliding, constraint)
+        request = self._request(params, cache, sliding, constraint)
         # 与 generate 走同一个 Session，所以文字必然相同。
         # 带 yield 的函数要等到取第一段才开始执行，所以检查放在这里，yield 放在另一个函数里
         return self._pieces(request.begin(request.encode([prompt])))
@@ -223,15 +226,20 @@ class TextGenerator:
                 yield text
 
     def _request(
-        self, params: SamplingParams, use_cache: bool, sliding: bool, constraint: Constraints
+        self,
+        params: SamplingParams,
+        cache: CacheSettings | str,
+        sliding: bool,
+        constraint: Constraints,
     ) -> Request:
         """把这次要用的东西收在一起，见 request.py。
 
         每次调用新建一个：生成器自己没有状态，两次调用互不影响
         """
+        # 次序就是 Request 的字段
         # 规则只在这里经过，真正用到它的是 session.py 与 best_texts.py
         return Request(
-            *(self.model, self.tokenizer, params, use_cache, sliding, self.forbidden, constraint)
+            *(self.model, self.tokenizer, params, cache, sliding, self.forbidden, constraint)
         )
 
 
@@ -286,7 +294,7 @@ def ways_agree(writer: TextGenerator) -> None:
     pieces = list(writer.stream("白日", params))
     print("\n3. 流式，一段一段地来：" + "│".join(pieces).replace("\n", "⏎"))
     batch = writer.generate(["床前明月光，", "白日", "春眠不觉"], params)
-    plain = writer.generate(["白日"], params, use_cache=False)[0]
+    plain = writer.generate(["白日"], params, cache="none")[0]
     assert "".join(pieces) == alone.text == batch[1].text == plain.text
     assert writer.model.training  # 还在训练模式，生成没有把它弄乱
     print("   与一次写完、与成批（三条长短不一）、与不用缓存，一字不差")
@@ -312,10 +320,10 @@ def cache_speed(writer: TextGenerator) -> None:
     prompts = ["床前", "白", "春眠不觉晓", "夜来"]
     writer.generate(prompts, SamplingParams(max_new_tokens=2))
     seconds, texts = [], []
-    for use_cache in (True, False):
+    for cache in ("static", "none"):
         start = time.perf_counter()
         # 只改一个开关，其余都相同
-        found = writer.generate(prompts, params, use_cache=use_cache)
+        found = writer.generate(prompts, params, cache=cache)
         texts.append([one.ids for one in found])
         seconds.append(time.perf_counter() - start)
     cached, plain = seconds

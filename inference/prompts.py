@@ -49,7 +49,7 @@ Prompt: TypeAlias = "str | Sequence[int]"
 
 
 def encode_prompts(
-    prompts: Sequence[Prompt], tokenizer: Tokenizer, context: int, *, sliding: bool
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, context: int | None, *, sliding: bool
 ) -> list[list[int]]:
     """每条提示的编号；全部查过之后才返回，所以不会写到一半才发现第三条有毛病。
 
@@ -67,7 +67,7 @@ def encode_prompts(
 
 
 def checked_ids(
-    prompt: Prompt, name: str, tokenizer: Tokenizer, context: int, sliding: bool
+    prompt: Prompt, name: str, tokenizer: Tokenizer, context: int | None, sliding: bool
 ) -> list[int]:
     """一条提示的编号；name 是错误信息里对它的称呼。
 
@@ -92,11 +92,11 @@ def checked_ids(
     # ③ 编号从 0 数起，所以最大的是 V − 1；自己拼的编号未必在词表里；文本编出来的一定在，不必逐个查
     for token in () if isinstance(prompt, str) else ids:
         check_int(f"each token id in {name}", token, 0, tokenizer.vocab_size - 1)
-    # ④ 放不下：两个数都说出来
-    if len(ids) > context and not sliding:
+    # ④ 放不下：两个数都说出来；context 为 None 就是没有上限（滑动的缓存）
+    if context is not None and len(ids) > context and not sliding:
         raise ValueError(
             f"{name} has {len(ids)} tokens, but the model's context (max_seq_len) is {context}; "
-            "shorten it, or use sliding=True to keep only its end"
+            "shorten it, use sliding=True to keep only its end, or cache='sliding' to read it all"
         )
     return ids
 

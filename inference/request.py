@@ -45,6 +45,7 @@ import torch
 from torch import Tensor
 
 from foundation.demonstration import run_demo
+from gpt_model.caches import CacheSettings
 from inference.constraints import Constraints, check_room, guide_for, per_prompt
 from inference.continuation import Continuation
 from inference.decoder import Decoder
@@ -66,13 +67,14 @@ __all__ = ["Request"]
 class Request:
     """一次请求；字段就是全部的输入，除了提示。
 
+    字段一经给定就不变：检查一次，处处可信
     同一个 Request 可以 begin 许多次：它自己没有状态，状态都在 Session、Continuation、Decoder 里
     """
 
     model: GPT  # 训练模式还是推理模式，由生成器管
     tokenizer: Tokenizer
     params: SamplingParams  # 建好时已经查过，见 parameter_checks.py
-    use_cache: bool = True  # False：每步从头读，慢，用来核对
+    cache: CacheSettings | str = "static"  # "none"：每步从头读，慢，用来核对
     sliding: bool = False  # True：写满上下文后忘掉旧的一半，接着写
     forbidden: Tensor | None = None  # 词表中间的空缺，见 prompts.unused_ids
     constraint: Constraints = None  # 一条规则给所有的提示，或者每条提示一条
@@ -83,7 +85,16 @@ class Request:
         错误：参数与词表对不上、提示接不下去 → ValueError，写明给的值与上限
         """
         check_vocabulary(self.params, self.tokenizer.vocab_size)
-        context = self.model.config.max_seq_len
+        # 两种滑动不能并用：一种从头重读，一种从不重读
+        # 与模型不合的缓存，也在这里就说，不等读完提示
+        settings = CacheSettings.of(self.cache).resolved(self.model.config)
+        if settings.is_endless and self.sliding:
+            raise ValueError(
+                "sliding=True reads the newest half again, the cache 'sliding' never does: "
+                "give one of them"
+            )
+        # 滑动的缓存，多长的提示都读得进去
+        context = None if settings.is_endless else self.model.config.max_seq_len
         encoded = encode_prompts(prompts, self.tokenizer, context, sliding=self.sliding)
         self._check_constraints(encoded)
         return encoded
@@ -128,8 +139,10 @@ class Request:
         guide: TokenGuide | None = None,
     ) -> Continuation:
         """给人看的一半，还什么都没写；没有 random 就不抽样，没有 guide 就写什么都行。"""
+        # 这里不必再查：encode 查过了
         # 滑动时没有上限：满了就忘掉旧的，接着写
-        context = None if self.sliding else self.model.config.max_seq_len
+        endless = self.sliding or CacheSettings.of(self.cache).is_endless
+        context = None if endless else self.model.config.max_seq_len
         return Continuation(
             ids, self.tokenizer, self.params, context=context, random=random, guide=guide
         )
@@ -145,7 +158,7 @@ class Request:
             self.model,
             rows,
             max_new_tokens=self.params.max_new_tokens,
-            use_cache=self.use_cache,
+            cache=self.cache,  # 名字也行，Decoder 自己换成 CacheSettings
             sliding=self.sliding,
             vocab_size=self.tokenizer.vocab_size,
             forbidden=forbidden,

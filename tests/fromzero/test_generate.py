@@ -8,9 +8,12 @@ import shutil
 import sys
 
 import pytest
+import torch
 
 from fromzero.main import main
 from fromzero.option_types import Sampling, newest_run, parse_bias
+from gpt_model.config import preset
+from gpt_model.model import GPT
 from tokenization.tokenizer import Tokenizer
 
 
@@ -107,7 +110,58 @@ def test_stop_texts_end_the_text(generate):
 
 def test_greedy_is_greedy_with_and_without_a_cache(generate):
     greedy = ("--prompt", "fox", "--temperature", 0, "--max-new-tokens", 12)
-    assert generate(*greedy)[1] == generate(*greedy, "--no-cache")[1]
+    assert generate(*greedy)[1] == generate(*greedy, "--cache", "none")[1]
+
+
+@pytest.fixture(scope="session")
+def rope_model(tmp_path_factory, tiny_model):
+    """As tiny_model, with positions that a sliding cache can move."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.load(tiny_model)
+    config = preset("modern-micro", vocab_size=tokenizer.vocab_size, max_seq_len=64, n_layers=1)
+    directory = tmp_path_factory.mktemp("model") / "rope"
+    GPT(config.replace(dim=32, n_heads=2)).save(directory, tokenizer)
+    return directory
+
+
+@pytest.mark.parametrize("cache", ["static", "growing", "int8", "sliding"])
+def test_each_cache_writes_what_no_cache_writes(generate, rope_model, cache, capsys):
+    options = ("--prompt", "fox", "--temperature", "0", "--max-new-tokens", "12")
+    texts = []
+    for name in (cache, "none"):
+        assert main(["generate", "--model", str(rope_model), *options, "--cache", name]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+def test_a_sliding_cache_writes_on_without_end(rope_model, endless, capsys):
+    """A prompt longer than the context of 64, and ten times the context of new tokens."""
+    options = ["--prompt", "the quick brown fox " * 40, "--max-new-tokens", "640", *endless]
+    options += ["--cache", "sliding", "--sinks", "2", "--window", "20", "--num-return", "2"]
+    assert main(["generate", "--model", str(rope_model), *map(str, options)]) == 0
+    assert capsys.readouterr().out.count("640 tokens, ended by length") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--cache", "slide"), "cache must be one of none, static, growing, int8, sliding"),
+        (("--sinks", "4"), "sinks 4 needs the cache 'sliding'; the cache is 'static'"),
+        (("--cache", "int8", "--window", "9"), "window 9 needs the cache 'sliding'"),
+        (("--cache", "sliding", "--window", "61"), "do not fit into max_seq_len 64"),
+        (("--cache", "sliding", "--sliding"), "give one of them"),
+    ],
+)
+def test_caches_that_cannot_be_are_refused(rope_model, options, message, capsys):
+    code = main(["generate", "--model", str(rope_model), "--prompt", "fox", *options])
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_positions_inside_the_keys_cannot_slide(generate):
+    code, _, err = generate("--prompt", "fox", "--cache", "sliding")
+    assert code == 2
+    assert "needs position 'rope' or 'none', got 'learned'" in err
 
 
 def test_sliding_goes_past_the_context(generate, endless, tiny_model):

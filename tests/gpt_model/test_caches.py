@@ -208,7 +208,7 @@ def test_none_is_no_cache_to_build():
 
 def test_ids_kept_for_the_previous_token_stay_bounded():
     model = build("previous")
-    cache = model.make_cache(1, kind="sliding", n_sinks=1, window=4)
+    cache = model.make_cache(1, kind=CacheSettings("sliding", 1, 4))
     with torch.no_grad():
         for _ in range(60):
             model(torch.randint(13, (1, 1)), cache=cache)

@@ -92,7 +92,7 @@ def test_cached_or_not_alone_or_not(name, seed, prompts, num_beams, stop, penalt
     )
     together = generator.generate(prompts, params, sliding=sliding)
     for prompt, found in zip(prompts, together, strict=True):
-        plain = generator.generate(prompt, params, use_cache=False, sliding=sliding)
+        plain = generator.generate(prompt, params, cache="none", sliding=sliding)
         assert (found.ids, found.text) == (plain.ids, plain.text)
         assert found.finish_reason == plain.finish_reason
         assert found.score == pytest.approx(plain.score, abs=1e-3)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt_model.caches import CacheSettings
 from gpt_model.config import GPTConfig
 from gpt_model.model import GPT
 from inference.decoder import Decoder
@@ -45,12 +46,17 @@ prompts = st.lists(st.lists(st.integers(0, 10), min_size=1, max_size=12), min_si
 
 
 @settings(max_examples=80)
-@given(name=st.sampled_from(list(MODELS)), prompts=prompts, use_cache=st.booleans(), data=st.data())
-def test_scores_are_those_of_reading_every_window_afresh(name, prompts, use_cache, data):
+@given(
+    name=st.sampled_from(list(MODELS)),
+    prompts=prompts,
+    cache=st.sampled_from(["static", "growing", "none"]),
+    data=st.data(),
+)
+def test_scores_are_those_of_reading_every_window_afresh(name, prompts, cache, data):
     """Random tokens, random moments at which rows leave or are doubled; full rows leave."""
     model = build(name)
     with torch.no_grad():
-        decoder = Decoder(model, prompts, max_new_tokens=12, use_cache=use_cache)
+        decoder = Decoder(model, prompts, max_new_tokens=12, cache=cache)
         windows = [list(prompt) for prompt in prompts]
         for _ in range(12):
             scores = decoder.next_logits()
@@ -71,15 +77,20 @@ def test_scores_are_those_of_reading_every_window_afresh(name, prompts, use_cach
 
 
 @settings(max_examples=40)
-@given(name=st.sampled_from(list(MODELS)), prompts=prompts, use_cache=st.booleans(), data=st.data())
-def test_sliding_keeps_the_newest_half_and_reads_it_afresh(name, prompts, use_cache, data):
+@given(
+    name=st.sampled_from(list(MODELS)),
+    prompts=prompts,
+    cache=st.sampled_from(["static", "growing", "none"]),
+    data=st.data(),
+)
+def test_sliding_keeps_the_newest_half_and_reads_it_afresh(name, prompts, cache, data):
     model = build(name)
     with torch.no_grad():
         decoder = Decoder(
             model,
             [[3] * 20 + prompt for prompt in prompts],
             max_new_tokens=30,
-            use_cache=use_cache,
+            cache=cache,
             sliding=True,
         )
         windows = [([3] * 20 + prompt)[-12:] for prompt in prompts]
@@ -129,6 +140,62 @@ def test_the_cache_is_used_and_padding_costs_one_more_reading():
             together.next_logits()
         assert len(together.windows[0]) == 12
         assert together.n_reads == 2
+
+
+@settings(max_examples=40)
+@given(
+    name=st.sampled_from(["rope", "grouped", "previous", "window", "none"]),
+    prompts=st.lists(st.lists(st.integers(0, 10), min_size=1, max_size=40), min_size=1, max_size=4),
+    n_sinks=st.integers(0, 3),
+    window=st.integers(1, 8),
+    data=st.data(),
+)
+def test_a_sliding_cache_never_reads_again_and_each_row_is_as_if_alone(
+    name, prompts, n_sinks, window, data
+):
+    """Prompts longer than the context, rows that leave or are doubled, far past the context."""
+    model = build(name)
+    own = model.config.sliding_window
+    chosen = CacheSettings("sliding", 0 if own else n_sinks, min(window, own or window))
+
+    def alone(text):
+        cache = model.make_cache(1, kind=chosen)
+        return model(torch.tensor([text]), cache=cache, last_only=True).logits[0, -1]
+
+    with torch.no_grad():
+        decoder = Decoder(model, prompts, max_new_tokens=20, cache=chosen)
+        texts = [list(prompt) for prompt in prompts]
+        for _ in range(20):
+            scores = decoder.next_logits()
+            rows = list(range(len(texts)))
+            for row in rows:
+                torch.testing.assert_close(scores[row], alone(texts[row]), atol=2e-4, rtol=1e-4)
+            if data.draw(st.booleans()):
+                rows = data.draw(st.lists(st.sampled_from(rows), min_size=1, max_size=4))
+            tokens = data.draw(st.lists(st.integers(0, 10), min_size=len(rows), max_size=len(rows)))
+            texts = [[*texts[row], t] for row, t in zip(rows, tokens, strict=True)]
+            decoder.keep(rows)
+            decoder.append(tokens)
+            assert max(map(len, decoder.windows)) <= 1  # the ids do not grow with the text
+        assert decoder.n_reads == 1
+
+
+@pytest.mark.parametrize("cache", ["static", "growing", "int8", "sliding"])
+def test_a_long_prompt_read_in_pieces_is_the_same(cache, monkeypatch):
+    model = build("previous")
+    prompts = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1], [4, 5], [9, 8, 7, 6]]
+    expected = torch.cat([fresh(model, prompt)[None] for prompt in prompts])
+    monkeypatch.setattr("inference.decoder.PREFILL", 3)
+    sizes, forward = [], model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda ids, **k: sizes.append(ids.shape[1]) or forward(ids, **k)
+    )
+    settings = CacheSettings("sliding", 0, 12) if cache == "sliding" else cache
+    with torch.no_grad():
+        found = Decoder(model, prompts, max_new_tokens=1, cache=settings).next_logits()
+    close = {"atol": 0.2, "rtol": 0.1} if cache == "int8" else {"atol": 2e-4, "rtol": 1e-4}
+    torch.testing.assert_close(found, expected, **close)
+    assert sizes == [3, 3, 3, 2]
 
 
 def test_a_full_row_is_refused_with_the_length():

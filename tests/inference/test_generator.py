@@ -76,15 +76,16 @@ def same(left, right):
     prompts=prompt_lists,
     params=parameters,
     sliding=st.booleans(),
-    use_cache=st.booleans(),
+    cache=st.sampled_from(["static", "growing", "none"]),
 )
-def test_alone_in_a_batch_cached_or_not_streamed_or_not(name, prompts, params, sliding, use_cache):
+def test_alone_in_a_batch_cached_or_not_streamed_or_not(name, prompts, params, sliding, cache):
     generator = writer(name)
-    together = generator.generate(prompts, params, sliding=sliding, use_cache=use_cache)
+    together = generator.generate(prompts, params, sliding=sliding, cache=cache)
+    other = "none" if cache != "none" else "static"
     assert len(together) == len(prompts)
     for prompt, found in zip(prompts, together, strict=True):
         same(found, generator.generate(prompt, params, sliding=sliding))
-        pieces = list(generator.stream(prompt, params, sliding=sliding, use_cache=not use_cache))
+        pieces = list(generator.stream(prompt, params, sliding=sliding, cache=other))
         assert "".join(pieces) == found.text
         assert all(pieces)
         assert not any(stop in found.text for stop in params.stop)
@@ -174,8 +175,8 @@ def test_without_the_cache_there_is_none(monkeypatch):
         generator.model, "make_cache", lambda *a, **k: made.append(1) or original(*a, **k)
     )
     for params in (GREEDY, SamplingParams(num_beams=2, max_new_tokens=3)):
-        generator.generate("春", params, use_cache=False)
-        list(generator.stream("春", GREEDY, use_cache=False))
+        generator.generate("春", params, cache="none")
+        list(generator.stream("春", GREEDY, cache="none"))
         assert made == []
         generator.generate("春", params)
         assert len(made) == 1
