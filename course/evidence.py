@@ -212,6 +212,40 @@ def leak(yours: Sequence[Outcome], right: Sequence[Outcome], names: str) -> Sent
     return None
 
 
+def row_shift(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """Rows (…, T, D) that are the expected ones of a place before or behind."""
+    for mine, good in zip(numbers(yours, name), numbers(right, name), strict=False):
+        if mine.shape != good.shape or mine.ndim < 2 or mine.shape[-2] < 3:
+            continue
+        for shift in (1, -1):
+            a, b = (mine, good) if shift > 0 else (good, mine)
+            if torch.allclose(a[..., :-1, :], b[..., 1:, :], rtol=1e-6, atol=1e-9):
+                row = 0 if shift > 0 else 1
+                return {
+                    "zh": f"错开了一行：{name} 第 {row} 行是应有的第 {row + shift} 行",
+                    "en": f"one row off: row {row} of {name} is what row {row + shift} should be",
+                }
+    return None
+
+
+def unequal(yours: Sequence[Outcome], right: Sequence[Outcome], names: str) -> Sentence | None:
+    """Two results that ought to be equal: the first place where yours are not."""
+    first, _, second = names.partition(" ")
+    for one, other in zip(numbers(yours, first), numbers(yours, second), strict=False):
+        if one.shape != other.shape:
+            continue
+        gap = ((one - other).abs() > 1e-9).nonzero()
+        if len(gap):
+            place = tuple(gap[0].tolist())
+            a, b = show_number(float(one[place])), show_number(float(other[place]))
+            here = list(place) if place else ""
+            return {
+                "zh": f"{first}{here} = {a}，{second}{here} = {b}：这两个数应当相等",
+                "en": f"{first}{here} = {a} but {second}{here} = {b}: they should be equal",
+            }
+    return None
+
+
 EVIDENCE: dict[str, Callable[..., Sentence | None]] = {
     f.__name__: f
     for f in (
@@ -226,6 +260,8 @@ EVIDENCE: dict[str, Callable[..., Sentence | None]] = {
         length,
         misplaced,
         leak,
+        row_shift,
+        unequal,
     )
 }
 

@@ -45,6 +45,7 @@ COMPONENTS = (
     "heads",
     "norms",
     "ffn",
+    "positions",
     "schedule",
 )
 KINDS = ("write", "predict", "repair")

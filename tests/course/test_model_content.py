@@ -12,8 +12,10 @@ from transformer_basics.attention import (
     causal_mask,
     scaled_dot_product_attention,
 )
+from transformer_basics.embeddings import LearnedPositions, TokenEmbedding, sinusoidal_table
 from transformer_basics.heads import merge_heads, repeat_heads, split_heads
 from transformer_basics.layers import FeedForward, layer_norm, rms_norm
+from transformer_basics.rotary import RotaryEmbedding, rope_frequencies
 
 
 @pytest.fixture(autouse=True)
@@ -136,3 +138,26 @@ def test_predicted_sizes_of_the_feed_forward():
     assert answers["gated_parameters"] == size(1000, gated=True, bias=False)
     assert size(answers["gated_width"], gated=True, bias=False) == size(3072, bias=False)
     assert answers["times_attention"] == size(3072, bias=False) / (4 * 768**2)
+
+
+def test_positions():
+    tokens, positions = TokenEmbedding(9, 4), LearnedPositions(12, 4)
+    ids = torch.randint(9, (2, 5))
+    mine = solved("positions.01")["embed"](ids, tokens.weight, positions.weight)
+    close(mine, tokens(ids) + positions(torch.arange(5)))
+    table = solved("positions.02")["sinusoidal"](7, 6)
+    torch.testing.assert_close(table.float(), sinusoidal_table(7, 6))
+    angles = solved("positions.03")["rope_angles"](7, 6, 500.0)
+    close(angles, torch.outer(torch.arange(7.0), rope_frequencies(6, 500.0)[0]))
+
+
+def test_rotary_positions():
+    rotary = RotaryEmbedding(8, theta=500.0)
+    angles = solved("positions.03")["rope_angles"](6, 8, 500.0)
+    q, k = torch.randn(2, 3, 2, 8), torch.randn(2, 3, 6, 8)
+    turned = solved("positions.04")["rotate"](k, angles.cos(), angles.sin())
+    # the book's tables are float32
+    torch.testing.assert_close(turned, rotary(k), rtol=1e-5, atol=1e-6)
+    mine = solved("positions.05")["rotary_scores"](q, k, angles.cos(), angles.sin())
+    book = rotary(q, offset=4) @ rotary(k).mT / 8**0.5
+    torch.testing.assert_close(mine, book, rtol=1e-5, atol=1e-6)
