@@ -232,8 +232,8 @@ def write_on(
 
     def choose(logits: Tensor) -> int:
         rows = parts.top_k(parts.apply_temperature(logits[None], 0.8), 20)
-        probabilities = parts.softmax(rows)
-        return int(parts.draw(probabilities[0], random_.random()))
+        point = torch.tensor([random_.random()])
+        return int(parts.draw(parts.softmax(rows), point)[0])
 
     start = parts.encode(prompt, merges)
     ids = parts.generate(next_logits, start, 80, choose, sizes.block_size)

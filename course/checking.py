@@ -9,7 +9,7 @@ from course.child_process import Runner
 from course.diagnosis import Diagnosis, diagnose, diagnose_source
 from course.evidence import Sentence
 from course.exercise import Exercise
-from course.twins import pairs, reference, twins
+from course.twins import forget, reference, twin_groups
 
 __all__ = ["Checked", "check_source"]
 
@@ -31,7 +31,7 @@ def check_source(
         return Checked(early)
     seed = secrets.randbelow(2**31) if seed is None else seed
     reference(exercise, seed)  # before anything of the learner's runs
-    twins(exercise, seed)
+    twin_groups(exercise, seed)
     result = runner.run(exercise, source, seed)
     if result.outcomes is None:
         said = limit_said(exercise, result.reason)
@@ -39,8 +39,7 @@ def check_source(
     try:
         return Checked(diagnose(exercise, result.outcomes, seed), result.printed)
     finally:
-        for cached in (reference, twins, pairs):  # seeds do not come again
-            cached.cache_clear()
+        forget()  # seeds do not come again
 
 
 def limit_said(exercise: Exercise, reason: str) -> Sentence:

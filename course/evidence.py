@@ -8,8 +8,8 @@ then the first differing number is shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence, Sized
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -161,16 +161,20 @@ def ratio(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sent
     return None
 
 
+def has_length(value: Any) -> TypeGuard[Sized]:
+    """Is it something with entries? A tensor of no dimension has none."""
+    return isinstance(value, (list, str)) or (isinstance(value, Tensor) and value.ndim > 0)
+
+
 def length(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
     """How long a result is, yours and expected."""
     for mine, good in zip(yours, right, strict=True):
         a, b = mine.values.get(name), good.values.get(name)
-        if isinstance(a, (list, str, Tensor)) and isinstance(b, (list, str, Tensor)):
-            if len(a) != len(b):
-                return {
-                    "zh": f"{name} 有 {len(a)} 项，应为 {len(b)} 项",
-                    "en": f"{name} has {len(a)} entries, not {len(b)}",
-                }
+        if type(a) is type(b) and has_length(a) and has_length(b) and len(a) != len(b):
+            return {
+                "zh": f"{name} 有 {len(a)} 项，应为 {len(b)} 项",
+                "en": f"{name} has {len(a)} entries, not {len(b)}",
+            }
     return None
 
 

@@ -12,7 +12,7 @@ from course.comparison import distance
 from course.exercise import Exercise, without_marks
 from course.running import Outcome, run_source
 
-__all__ = ["Group", "Twin", "groups", "pair_groups", "pairs", "patched", "reference"]
+__all__ = ["Group", "Twin", "forget", "groups", "pair_groups", "pairs", "patched", "reference"]
 __all__ += ["twin_groups", "twins"]
 
 
@@ -116,3 +116,9 @@ def twin_groups(exercise: Exercise, seed: int) -> list[Group]:
 def pair_groups(exercise: Exercise, seed: int) -> list[Group]:
     """The same for two mistakes at once."""
     return groups(pairs(exercise, seed), exercise.tolerance)
+
+
+def forget() -> None:
+    """Drop what is kept of past seeds."""
+    for cached in (reference, twins, pairs, twin_groups, pair_groups):
+        cached.cache_clear()
