@@ -23,19 +23,24 @@ def distance(left: Sequence[Outcome], right: Sequence[Outcome], enough: float = 
         return math.inf
     largest = 0.0
     for one, other in zip(left, right, strict=True):
-        largest = max(largest, outcome_distance(one, other))
+        largest = max(largest, outcome_distance(one, other, enough))
         if largest > enough:
             break
     return largest
 
 
-def outcome_distance(left: Outcome, right: Outcome) -> float:
+def outcome_distance(left: Outcome, right: Outcome, enough: float) -> float:
     """The largest relative difference of one case."""
     if left.error or right.error:
         return 0.0 if left.error == right.error else math.inf
     if left.values.keys() != right.values.keys() or left.changed != right.changed:
         return math.inf
-    return max((value_distance(left.values[n], right.values[n]) for n in left.values), default=0.0)
+    largest = 0.0
+    for name, value in left.values.items():
+        largest = max(largest, value_distance(value, right.values[name]))
+        if largest > enough:
+            break
+    return largest
 
 
 def value_distance(left: Any, right: Any) -> float:

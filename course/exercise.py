@@ -47,6 +47,7 @@ COMPONENTS = (
     "ffn",
     "positions",
     "schedule",
+    "optimization",
 )
 KINDS = ("write", "predict", "repair")
 LANGUAGES = ("zh", "en")
