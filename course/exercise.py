@@ -46,6 +46,7 @@ COMPONENTS = (
     "norms",
     "ffn",
     "positions",
+    "block",
     "schedule",
     "optimization",
 )
