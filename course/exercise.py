@@ -46,9 +46,7 @@ COMPONENTS = (
     "norms",
     "ffn",
     "positions",
-    "block",
     "schedule",
-    "optimization",
 )
 KINDS = ("write", "predict", "repair")
 LANGUAGES = ("zh", "en")

@@ -49,6 +49,9 @@ class Options:
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: str = "auto"
     """the type of the weights: auto (as saved), fp32 or bf16"""
+    fast: bool = True
+    """on a CPU, write with kernels that are compiled once, at the first use; without a C++
+    compiler, or with --no-fast, PyTorch does it"""
 
 
 def run(options: Options) -> int:
@@ -57,7 +60,7 @@ def run(options: Options) -> int:
 
     params = chat_params(options.sampling)
     generator, directory = open_generator(
-        options.model, options.device, options.dtype, options.adapter
+        options.model, options.device, options.dtype, options.adapter, fast=options.fast
     )
     n_context = generator.model.config.max_seq_len
     talk = conversation_for(

@@ -62,6 +62,9 @@ class Options:
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: str = "auto"
     """the type of the weights: auto (as saved), fp32 or bf16"""
+    fast: bool = True
+    """on a CPU, write with kernels that are compiled once, at the first use; without a C++
+    compiler, or with --no-fast, PyTorch does it"""
 
 
 def run(options: Options) -> int:
@@ -73,7 +76,7 @@ def run(options: Options) -> int:
     rule = read_constraint(options)
     prompt = read_prompt(options)
     generator, directory = open_generator(
-        options.model, options.device, options.dtype, options.adapter
+        options.model, options.device, options.dtype, options.adapter, fast=options.fast
     )
     if params.num_return == 1 and params.num_beams == 1 and not params.logprobs:
         pieces = generator.stream(

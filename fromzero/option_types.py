@@ -246,10 +246,19 @@ def open_weights(
 
 
 def open_generator(
-    path: Path | None, device: str = "auto", dtype: str = "auto", adapter: Path | None = None
+    path: Path | None,
+    device: str = "auto",
+    dtype: str = "auto",
+    adapter: Path | None = None,
+    *,
+    fast: bool = False,
 ) -> tuple[TextGenerator, Path]:
-    """Load a model ready to write."""
+    """Load a model ready to write; fast prepares it for decoding where that helps (a CPU)."""
     from inference.generator import TextGenerator
 
     model, tokenizer, directory = open_model(path, device, dtype, adapter)
+    if fast and model.device.type == "cpu":
+        from inference.prepared import prepare_for_inference
+
+        return TextGenerator(prepare_for_inference(model), tokenizer), directory
     return TextGenerator(model, tokenizer), directory

@@ -179,6 +179,14 @@ class StaticCache(KVCache):
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]  # (B, G, S, d)
 
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """整块缓冲区，各 (B, G, C, d)。
+
+        给自己会写的核用（inference/prepared.py）：写了 T 个，就把 length 加 T
+        """
+        return self._keys, self._values
+
     def _refuse(self, key: Tensor, end: int) -> None:
         """三种不能写的情形，各说各的原因与办法。"""
         if end > self.capacity:

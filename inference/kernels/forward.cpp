@@ -1,0 +1,290 @@
+// 一次前向：B 行文本，每行 T 个新词元，从编号到下一个词元的分数，中间不回到 Python。
+//
+//   x ─► Norm ─► q、k、v（旋转，k、v 写进缓存）─► 注意力 ─► 输出投影 ─► +x
+//     ─► Norm ─► 变宽、激活 ─► 变窄 ─► +x        …… 每块五段，段与段之间各个核等齐一次
+//
+// 编译时处理器认得哪些指令，就用哪一个 vector_*.h；公式只写一遍。
+// 每个核自己归一化一遍输入（几百个数，比等别人算好再传过来快），各算自己的那些行。
+//
+// 改哪里：换一种归一化或激活 → pieces.h；换一种存权重的办法 → products.h 与 vector_*.h。
+#include <math.h>
+#include <stdlib.h>
+
+#include <memory>
+#include <vector>
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#include "vector_avx512.h"
+#elif defined(__AVX2__) && defined(__FMA__)
+#include "vector_avx2.h"
+#else
+#include "vector_plain.h"
+#endif
+#include "pieces.h"
+#include "sharing.h"
+
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace {
+
+// 一个核自己的草稿：够大就不再申请
+struct Desk {
+    std::vector<float> normed, head, scores, scales, offsets, product;
+    std::vector<int8_t> digits;
+};
+
+float* room(std::vector<float>& v, int64_t n) {
+    if ((int64_t)v.size() < n) v.resize(n);
+    return v.data();
+}
+
+struct Ledger {  // 每段活一份账
+    std::unique_ptr<Share[]> owner;
+    Share* items = nullptr;
+    int64_t size = 0;
+    void clear(int64_t n, int64_t n_threads) {
+        if (n > size) owner.reset(new Share[n]), items = owner.get(), size = n;
+        for (int64_t i = 0; i < n; i++) {
+            for (int64_t t = 0; t < n_threads; t++) items[i].next[t].value.store(0, std::memory_order_relaxed);
+            items[i].done.value.store(0, std::memory_order_relaxed);
+        }
+    }
+};
+
+// 各个核共用的：注意力的 q、汇总的结果、前馈的中间层
+struct Table {
+    std::vector<float> query, heads, hidden, score;
+    std::vector<int64_t> first, position;
+    Ledger shares;
+};
+
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+struct Pass {
+    const Model& model;
+    const Step& step;
+    Table& table;
+    int64_t R, T;
+
+    // 一段的输入：归一化过（或原样）的几行
+    Input input(Desk& desk, const Norm* norm, const float* x, int64_t rows, int64_t columns) const {
+        const float* source = x;
+        if (norm && norm->kind != NO_NORM) {
+            float* y = room(desk.normed, rows * columns);
+            for (int64_t r = 0; r < rows; r++) normalize(*norm, x + r * columns, columns, y + r * columns);
+            source = y;
+        }
+        const int64_t padded = (columns + 63) / 64 * 64, groups = (padded / 32 + W - 1) / W * W;
+        Input in = {source, rows, columns};
+        if ((int64_t)desk.digits.size() < 2 * rows * padded) desk.digits.resize(2 * rows * padded);
+        in.digits = desk.digits.data();
+        in.scales = room(desk.scales, rows * groups);
+        in.offsets = room(desk.offsets, rows * groups);
+        return in;
+    }
+
+    float* out(Desk& desk) const { return room(desk.product, R * CHUNK); }
+
+    // ① 第 u 个头：0…H−1 是查询，接着 G 个键、G 个值；一个头的 d 行由一个核算完，当场旋转、当场存好
+    void project_head(const Block& block, Input& in, int64_t u, int64_t layer, Desk& desk) const {
+        const int64_t H = model.n_heads, G = model.n_kv_heads, d = model.head_dim;
+        const int64_t kind = u < H ? 0 : u < H + G ? 1 : 2, head = kind == 0 ? u : kind == 1 ? u - H : u - H - G;
+        const Matrix& w = kind == 0 ? block.query : kind == 1 ? block.key : block.value;
+        const Norm& norm = kind == 0 ? block.query_norm : block.key_norm;
+        float* y = room(desk.head, R * d);
+        multiply(w, in, head * d, head * d + d, out(desk), [&](int64_t r, int64_t n, float v) { y[r * d + n - head * d] = v; });
+        for (int64_t r = 0; r < R; r++) {
+            float* one = y + r * d;
+            if (kind != 2) {
+                if (norm.kind != NO_NORM) normalize(norm, one, d, one);
+                const int64_t p = table.position[r];
+                if (model.cos) rotate(one, d, model.cos + p * d, model.signed_sin + p * d);
+            }
+            if (kind == 0) {
+                put(table.query.data() + (r * H + head) * d, one, d);
+                continue;
+            }
+            void* cache = (kind == 1 ? step.keys : step.values)[layer];
+            const int64_t at = ((r / T * G + head) * step.capacity + step.start + r % T) * d;
+            if (step.cache_kind == FLOAT32) put((float*)cache + at, one, d);
+            else put((bf16*)cache + at, one, d);
+        }
+    }
+
+    // ② 第 r 个词元的第 h 个头：看自己和前文（窗口之内、填充之外）
+    void attend_head(int64_t layer, int64_t r, int64_t h, Desk& desk) const {
+        const int64_t H = model.n_heads, G = model.n_kv_heads, d = model.head_dim;
+        const int64_t here = step.start + r % T;
+        int64_t from = table.first[r / T] < here ? table.first[r / T] : here;  // 填充只看自己
+        if (model.window && here - model.window + 1 > from) from = here - model.window + 1;
+        const int64_t at = ((r / T * G + h / (H / G)) * step.capacity + from) * d, n = here - from + 1;
+        const float* q = table.query.data() + (r * H + h) * d;
+        float* out = table.heads.data() + (r * H + h) * d;
+        float* scores = room(desk.scores, n);
+        if (step.cache_kind == FLOAT32)
+            attend(q, (const float*)step.keys[layer] + at, (const float*)step.values[layer] + at, n, d, scores, out);
+        else
+            attend(q, (const bf16*)step.keys[layer] + at, (const bf16*)step.values[layer] + at, n, d, scores, out);
+    }
+
+    // 一个核的全部工作；share 把一段活分给各个核，都做完才往下走
+    void run(Desk& desk, Worker& worker) const {
+        const int64_t D = model.dim, F = model.ffn_dim, H = model.n_heads, G = model.n_kv_heads;
+        float* x = step.x;
+        if (step.embed) embed(worker);
+        for (int64_t layer = step.first_block; layer < step.last_block; layer++) {
+            const Block& block = model.blocks[layer];
+            const bool pre = !model.post_norm;
+            Input in = input(desk, pre ? &block.attention_norm : nullptr, x, R, D);
+            worker.share(H + 2 * G, [&](int64_t u) { project_head(block, in, u, layer, desk); });
+            worker.share(R * H, [&](int64_t i) { attend_head(layer, i / H, i % H, desk); });
+            // ③ 各头的发现混合起来，加到主路上
+            in = input(desk, nullptr, table.heads.data(), R, H * model.head_dim);
+            add_to(x, block.output, in, desk, worker);
+            if (!pre) settle(block.attention_norm, x, worker);
+            // ④ 变宽、激活：门与宽的同一段由同一个核算，当场相乘
+            in = input(desk, pre ? &block.ffn_norm : nullptr, x, R, D);
+            worker.share((F + CHUNK - 1) / CHUNK, [&](int64_t i) { widen(block, in, i * CHUNK, least(i * CHUNK + CHUNK, F), desk); });
+            // ⑤ 变窄，加到主路上
+            in = input(desk, nullptr, table.hidden.data(), R, F);
+            add_to(x, block.down, in, desk, worker);
+            if (!pre) settle(block.ffn_norm, x, worker);
+        }
+        if (step.score) score(desk, worker);
+    }
+
+    void embed(Worker& worker) const {
+        const int64_t D = model.dim;
+        worker.share(R, [&](int64_t r) {
+            const int64_t id = step.ids[r];
+            float* x = step.x + r * D;
+            for (int64_t i = 0; i < D; i++) {
+                x[i] = model.embedding.kind == FLOAT32 ? ((const float*)model.embedding.data)[id * D + i]
+                                                       : number(((const bf16*)model.embedding.data)[id * D + i]);
+                if (model.position_table) x[i] += model.position_table[table.position[r] * D + i];
+            }
+        });
+    }
+
+    void add_to(float* x, const Matrix& w, Input& in, Desk& desk, Worker& worker) const {
+        const int64_t N = w.rows;
+        worker.share((N + CHUNK - 1) / CHUNK, [&](int64_t i) {
+            multiply(w, in, i * CHUNK, least(i * CHUNK + CHUNK, N), out(desk),
+                     [&](int64_t r, int64_t n, float v) { x[r * N + n] += v; });
+        });
+    }
+
+    void settle(const Norm& norm, float* x, Worker& worker) const {  // Post-LN：主路上的归一化
+        worker.share(R, [&](int64_t r) { normalize(norm, x + r * model.dim, model.dim, x + r * model.dim); });
+    }
+
+    void widen(const Block& block, Input& in, int64_t begin, int64_t end, Desk& desk) const {
+        const int64_t F = model.ffn_dim, width = end - begin;
+        float* hidden = table.hidden.data();
+        const bool gated = block.gate.kind != NONE;
+        multiply(gated ? block.gate : block.up, in, begin, end, out(desk),
+                 [&](int64_t r, int64_t n, float v) { hidden[r * F + n] = v; });
+        for (int64_t r = 0; r < R; r++)
+            each(hidden + r * F + begin, width, [&](Vec v) { return activate(v, model.activation); });
+        if (gated)
+            multiply(block.up, in, begin, end, out(desk), [&](int64_t r, int64_t n, float v) { hidden[r * F + n] *= v; });
+    }
+
+    void score(Desk& desk, Worker& worker) const {
+        const int64_t D = model.dim, V = model.vocab_size, each_row = step.score, rows = step.n_sequences * each_row;
+        const float* x = step.x;
+        if (each_row != T) {  // 只要每行的最后一个
+            float* last = room(desk.head, rows * D);
+            for (int64_t b = 0; b < rows; b++) put(last + b * D, x + (b * T + T - 1) * D, D);
+            x = last;
+        }
+        Input in = input(desk, &model.final_norm, x, rows, D);
+        worker.share((V + CHUNK - 1) / CHUNK, [&](int64_t i) {
+            const int64_t begin = i * CHUNK, end = least(begin + CHUNK, V);
+            multiply(model.head, in, begin, end, out(desk),
+                     [&](int64_t r, int64_t n, float v) { step.logits[r * V + n] = v; });
+            if (model.softcap == 0.0) return;
+            const float cap = (float)model.softcap;
+            for (int64_t r = 0; r < rows; r++)  // c·tanh(v / c) = c·(2·sigmoid(2v / c) − 1)
+                each(step.logits + r * V + begin, end - begin, [&](Vec v) {
+                    return fma(sigmoid(v * set(2.0f / cap)), set(2.0f * cap), set(-cap));
+                });
+        });
+    }
+};
+
+// 每行从哪里起是真词元（左填充）、每个词元的位置；有看不懂的就整步退回
+int place(const Model& model, const Step& step, Table& table) {
+    const int64_t T = step.n_new, length = step.start + T;
+    table.first.assign(step.n_sequences, 0);
+    table.position.resize(step.n_sequences * T);
+    int64_t limit = INT64_MAX;
+    if (model.position_table) limit = model.n_positions;
+    if (model.cos && model.n_angles < limit) limit = model.n_angles;
+    for (int64_t b = 0; b < step.n_sequences; b++) {
+        if (step.real) {
+            const uint8_t* real = step.real + b * step.real_stride;
+            int64_t first = 0;
+            while (first < length && !real[first]) first++;
+            for (int64_t s = first; s < length; s++)
+                if (!real[s]) return HOLES_IN_MASK;
+            table.first[b] = first;
+        }
+        for (int64_t t = 0; t < T; t++) {
+            const int64_t id = step.ids[b * T + t];
+            if (id < 0 || id >= model.vocab_size) return ID_OUT_OF_RANGE;
+            int64_t p = step.start + t - table.first[b];
+            if (step.positions) p = step.positions[b * step.position_stride + t];
+            else if (p < 0) p = 0;
+            if (p < 0 || p >= limit) return POSITION_OUT_OF_RANGE;
+            table.position[b * T + t] = p;
+        }
+    }
+    return DONE;
+}
+
+}  // namespace
+
+// 看一遍输入，什么也不动：0 是可以，别的说明为什么不可以
+EXPORT int inspect(const Model* model, const Step* step) {
+    static thread_local Table table;
+    return place(*model, *step, table);
+}
+
+EXPORT int forward(const Model* model, const Step* step) {
+    static thread_local Table table;
+    const int refusal = place(*model, *step, table);
+    if (refusal != DONE) return refusal;
+    const int64_t R = step->n_sequences * step->n_new;
+    room(table.query, R * model->n_heads * model->head_dim);
+    room(table.heads, R * model->n_heads * model->head_dim);
+    room(table.hidden, R * model->ffn_dim);
+    const Pass pass = {*model, *step, table, R, step->n_new};
+    // 每块至多七段，再加查表与打分
+    const int64_t phases = 7 * (step->last_block - step->first_block) + 2;
+    const int64_t threads = least(step->n_threads, MOST_THREADS);
+    table.shares.clear(phases, threads);
+    const Team team = {table.shares.items, threads};
+#if defined(_OPENMP)
+#pragma omp parallel num_threads((int)team.n_threads)
+    {
+        static thread_local Desk desk;
+        Worker worker = {team, omp_get_thread_num()};
+        pass.run(desk, worker);
+    }
+#else
+    static thread_local Desk desk;
+    Worker worker = {team, 0};
+    pass.run(desk, worker);
+#endif
+    return DONE;
+}
+
+EXPORT int vector_width() { return W; }

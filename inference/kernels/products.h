@@ -1,0 +1,201 @@
+// 一层的乘法 y = Wx：写一个词元的时间几乎全花在这里，而且不是花在乘，是花在把 W 从内存读进来。
+//
+//   内存里的 W（按行存）          每个核拿相连的一段行，从头读到尾，一遍，不回头
+//   ┌───────────────┐
+//   │ w₀₀ w₀₁ … w₀K │ ──► y₀ = Σₖ w₀ₖ xₖ      一次 16 个数（AVX-512），一个累加器
+//   │ w₁₀ w₁₁ … w₁K │ ──► y₁                 读到第 k 个时，先请内存把 2 KB 之后的也送来
+//   └───────────────┘
+//
+// 约定：一个 y 的加法次序只由 K 决定，与有几行 x、几个线程无关，所以成批与单独逐比特相同。
+#pragma once
+#include "interface.h"
+
+// 预取多远（字节）。硬件自己会预取，但每条指令做的事越多（16 位要先变回 32 位），
+// 它跑得越不够远；量出来 1–4 KB 都好，不预取少三成
+static constexpr int64_t AHEAD = 2048;
+
+// 几行激活，和它们取成 16 位整数的样子（给 INT8、INT4 的权重用）
+struct Input {
+    const float* x;      // (R, K)
+    int64_t n_rows, columns;
+    int64_t block = 0;   // 0：还没有取整
+    int8_t* digits = nullptr;  // (R, K′) 每个两字节，怎样排由 vector_*.h 定
+    float* scales = nullptr;   // (R, ⌈K′/block⌉ 凑成 W 的倍数)
+    float* offsets = nullptr;  // 同上：刻度乘「这一组的整数之和」
+    int64_t scale_stride = 0;
+};
+
+template <int B>
+static void quantize(Input& in, int64_t columns) {
+    const int64_t blocks = columns / B, stride = (blocks + W - 1) / W * W;
+    static const uint8_t ones[32] = {0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11,
+                                     0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11,
+                                     0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11};
+    const Codes one = codes_int4<B>(ones);
+    for (int64_t r = 0; r < in.n_rows; r++) {
+        float* scales = in.scales + r * stride;
+        float* offsets = in.offsets + r * stride;
+        for (int64_t b = 0; b < stride; b++) scales[b] = offsets[b] = 0.0f;
+        for (int64_t b = 0; b < blocks; b++) {
+            float last[B];  // 最后一组可能不满：补零
+            const float* x = in.x + r * in.columns + b * B;
+            if ((b + 1) * B > in.columns) {
+                for (int i = 0; i < B; i++) last[i] = b * B + i < in.columns ? x[i] : 0.0f;
+                x = last;
+            }
+            Vec most = zero(), poison = zero();
+            for (int i = 0; i < B; i += W) {
+                most = maximum(magnitude(load(x + i)), most);
+                poison = fma(load(x + i), zero(), poison);  // 有 NaN 或无穷大就变成 NaN
+            }
+            const float range = largest(most);
+            int8_t* digits = in.digits + 2 * (r * columns + b * B);
+            const bool usable = range > 1e-30f;  // 全零的组：编码都是 0，刻度也是 0
+            pack<B>(x, usable ? 32639.0f / range : 0.0f, digits);
+            scales[b] = (usable ? range / 32639.0f : 0.0f) + sum(poison);
+            offsets[b] = scales[b] * sum(inner<B>(one, digits));
+        }
+    }
+    in.block = B;
+    in.scale_stride = stride;
+}
+
+// M 行权重 × N 行激活的一小块；权重读一次，给 N 行用
+template <class T, int M, int N>
+static inline void tile(const Matrix& w, int64_t row, const Input& in, int64_t r, float out[M][N]) {
+    const int64_t K = w.columns;
+    const T* rows = (const T*)w.data + row * K;
+    const float* x = in.x + r * K;
+    Vec acc[M][N];
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) acc[m][n] = zero();
+    int64_t k = 0;
+    for (; k + W <= K; k += W) {
+        Vec inputs[N];
+        for (int n = 0; n < N; n++) inputs[n] = load(x + n * K + k);
+        for (int m = 0; m < M; m++) {
+            prefetch((const char*)(rows + m * K + k) + AHEAD);
+            const Vec weights = load(rows + m * K + k);
+            for (int n = 0; n < N; n++) acc[m][n] = fma(weights, inputs[n], acc[m][n]);
+        }
+    }
+    if (k < K) {  // K 不是 W 的倍数：剩下的抄到补了零的一格里
+        float inputs[N][W] = {};
+        T weights[M][W] = {};
+        for (; k < K; k++) {
+            for (int n = 0; n < N; n++) inputs[n][k % W] = x[n * K + k];
+            for (int m = 0; m < M; m++) weights[m][k % W] = rows[m * K + k];
+        }
+        for (int m = 0; m < M; m++)
+            for (int n = 0; n < N; n++) acc[m][n] = fma(load(weights[m]), load(inputs[n]), acc[m][n]);
+    }
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) out[m][n] = sum(acc[m][n]);
+}
+
+// 同上，权重是整数：Σₖ ŵₖxₖ = Σ_组 s_w·s_x·(Σ q·x̂ − 多加的·Σ x̂)；括号里全是整数，一位不差
+template <int B, bool FOUR, int M, int N>
+static inline void integer_tile(const Matrix& w, int64_t row, const Input& in, int64_t r, float out[M][N]) {
+    const int64_t blocks = w.columns / B, row_bytes = FOUR ? w.columns / 2 : w.columns;
+    const Vec surplus = set(FOUR ? -8.0f : -(float)INT8_SHIFT);
+    const char* rows = (const char*)w.data + row * row_bytes;
+    const int8_t* digits = in.digits + 2 * r * w.columns;
+    Vec acc[M][N];
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) acc[m][n] = zero();
+    for (int64_t first = 0; first < blocks; first += W) {
+        // ① 先把 W 组的刻度乘好：s_w·s_x，一条指令一批
+        float scales[M][N][W];
+        for (int m = 0; m < M; m++) {
+            const Vec own = load(w.scale + (row + m) * blocks + first);
+            for (int n = 0; n < N; n++) {
+                const int64_t at = (r + n) * in.scale_stride + first;
+                store(scales[m][n], own * load(in.scales + at));
+                acc[m][n] = fma(own * surplus, load(in.offsets + at), acc[m][n]);
+            }
+        }
+        // ② 一组一组：整数内积，变成浮点，乘刻度
+        const int64_t last = first + W < blocks ? first + W : blocks;
+        for (int64_t b = first; b < last; b++)
+            for (int m = 0; m < M; m++) {
+                const char* data = rows + m * row_bytes + (FOUR ? b * B / 2 : b * B);
+                prefetch(data + AHEAD);
+                const Codes codes = FOUR ? codes_int4<B>(data) : codes_int8<B>(data);
+                for (int n = 0; n < N; n++)
+                    acc[m][n] = fma(inner<B>(codes, digits + 2 * (n * w.columns + b * B)),
+                                    set(scales[m][n][b - first]), acc[m][n]);
+            }
+    }
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) out[m][n] = sum(acc[m][n]);
+}
+
+// 权重的每一种存法：怎样算 M×N 的一小块
+template <class T>
+struct Floats {
+    template <int M, int N>
+    static inline void part(const Matrix& w, int64_t row, const Input& in, int64_t r, float out[M][N]) {
+        tile<T, M, N>(w, row, in, r, out);
+    }
+};
+template <int B, bool FOUR>
+struct Integers {
+    template <int M, int N>
+    static inline void part(const Matrix& w, int64_t row, const Input& in, int64_t r, float out[M][N]) {
+        integer_tile<B, FOUR, M, N>(w, row, in, r, out);
+    }
+};
+
+static constexpr int64_t CHUNK = 16;  // 一次算多少行权重
+
+// 第 begin … end−1 行（至多 CHUNK 行）乘全部的 x：out[r·CHUNK + i] = W[begin + i]·x[r]
+template <class Kind>
+static void chunk(const Matrix& w, const Input& in, int64_t begin, int64_t end, float* out) {
+    int64_t n = begin;
+    if (in.n_rows == 1) {  // 写一个词元：一行一行地读，内存里只有一条连续的路
+        float one[1][1];
+        for (; n < end; n++) Kind::template part<1, 1>(w, n, in, 0, one), out[n - begin] = one[0][0];
+        return;
+    }
+    float square[4][4], column[4][1], one[1][1];
+    for (; n + 4 <= end; n += 4) {  // 几行激活：4 行权重留在缓存里，给所有的 x 用完再走
+        int64_t r = 0;
+        for (; r + 4 <= in.n_rows; r += 4) {
+            Kind::template part<4, 4>(w, n, in, r, square);
+            for (int m = 0; m < 4; m++)
+                for (int i = 0; i < 4; i++) out[(r + i) * CHUNK + n - begin + m] = square[m][i];
+        }
+        for (; r < in.n_rows; r++) {
+            Kind::template part<4, 1>(w, n, in, r, column);
+            for (int m = 0; m < 4; m++) out[r * CHUNK + n - begin + m] = column[m][0];
+        }
+    }
+    for (; n < end; n++)
+        for (int64_t r = 0; r < in.n_rows; r++) {
+            Kind::template part<1, 1>(w, n, in, r, one);
+            out[r * CHUNK + n - begin] = one[0][0];
+        }
+}
+
+// y[r][n] = W[n]·x[r] + b[n]，n 从 begin 到 end；每得到一个就交给 emit(r, n, 值)
+template <class Emit>
+static inline void multiply(const Matrix& w, Input& in, int64_t begin, int64_t end, float* out, Emit emit) {
+    if (w.kind >= INT8 && in.block != w.block) {
+        if (w.block == 64) quantize<64>(in, w.columns);
+        else quantize<32>(in, w.columns);
+    }
+    for (int64_t n = begin; n < end; n += CHUNK) {
+        const int64_t stop = n + CHUNK < end ? n + CHUNK : end;
+        if (w.kind == FLOAT32) chunk<Floats<float>>(w, in, n, stop, out);
+        else if (w.kind == BFLOAT16) chunk<Floats<bf16>>(w, in, n, stop, out);
+        else if (w.kind == INT8 && w.block == 64) chunk<Integers<64, false>>(w, in, n, stop, out);
+        else if (w.kind == INT8) chunk<Integers<32, false>>(w, in, n, stop, out);
+        else if (w.block == 64) chunk<Integers<64, true>>(w, in, n, stop, out);
+        else chunk<Integers<32, true>>(w, in, n, stop, out);
+        for (int64_t r = 0; r < in.n_rows; r++)
+            for (int64_t i = n; i < stop; i++) {
+                const float value = out[r * CHUNK + i - n];
+                emit(r, i, w.bias ? value + w.bias[i] : value);
+            }
+    }
+}

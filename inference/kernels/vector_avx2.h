@@ -1,0 +1,90 @@
+// AVX2：一条指令算 8 个 float32；整数乘加用 16 位的 pmaddwd。
+#pragma once
+#include <immintrin.h>
+#include <string.h>
+
+#include "interface.h"
+
+static constexpr int W = 8;  // 一个 Vec 装几个数
+struct Vec { __m256 v; };
+
+static inline Vec set(float a) { return {_mm256_set1_ps(a)}; }
+static inline Vec zero() { return {_mm256_setzero_ps()}; }
+static inline Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+// bfloat16 就是 float32 的高 16 位：左移回去，一位不差
+static inline Vec load(const bf16* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
+static inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
+static inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+static inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+static inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+static inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+static inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+// 有 NaN 时给出 b：可能是 NaN 的那个要写在后面
+static inline Vec maximum(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+static inline Vec minimum(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+static inline Vec magnitude(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+static inline float sum(Vec a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+static inline float largest(Vec a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+static inline Vec nearest(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// a · 2ⁿ，n 是整数值的浮点数：把 n 加进指数位
+static inline Vec scale_by_power(Vec a, Vec n) {
+    const __m256i power = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+    return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(_mm256_slli_epi32(power, 23)))};
+}
+static inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+// ── 整数：激活取成 16 位整数，权重是 8 位或 4 位 ────────────────────────────────
+template <int B>  // 一组 B 个激活 → B 个 int16
+static inline void pack(const float* x, float inverse, int8_t* digits) {
+    const __m256 scale = _mm256_set1_ps(inverse);
+    for (int i = 0; i < B; i += 16) {
+        const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), scale));
+        const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8), scale));
+        // packs 在两个 128 位里各自拼接，所以还要换一次次序
+        const __m256i q = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
+        _mm256_storeu_si256((__m256i*)(digits + 2 * i), q);
+    }
+}
+
+struct Codes { __m128i q[4]; };  // 每 16 个一份
+
+template <int B>
+static inline Codes codes_int8(const void* data) {
+    Codes c;
+    for (int i = 0; i < B / 16; i++) c.q[i] = _mm_loadu_si128((const __m128i*)data + i);
+    return c;
+}
+
+template <int B>  // 低四位是前一半，高四位是后一半；存的是 q + 8
+static inline Codes codes_int4(const void* data) {
+    Codes c;
+    const __m128i low = _mm_set1_epi8(15);
+    for (int i = 0; i < B / 32; i++) {
+        const __m128i p = _mm_loadu_si128((const __m128i*)data + i);
+        c.q[i] = _mm_and_si128(p, low);
+        c.q[B / 32 + i] = _mm_and_si128(_mm_srli_epi16(p, 4), low);
+    }
+    return c;
+}
+
+template <int B>  // 一组权重与一组激活的内积；结果分在 8 个格里，最后 sum 才加起来
+static inline Vec inner(Codes c, const int8_t* digits) {
+    __m256i s = _mm256_setzero_si256();
+    for (int i = 0; i < B / 16; i++) {
+        const __m256i x = _mm256_loadu_si256((const __m256i*)digits + i);
+        s = _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_cvtepi8_epi16(c.q[i]), x));
+    }
+    return {_mm256_cvtepi32_ps(s)};
+}
+static constexpr int INT8_SHIFT = 0;  // 存的数比真正的编码大多少

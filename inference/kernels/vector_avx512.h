@@ -1,0 +1,87 @@
+// AVX-512：一条指令算 16 个 float32；VNNI 一条指令做 64 对 8 位整数的乘加。
+#pragma once
+#include <immintrin.h>
+
+#include "interface.h"
+
+static constexpr int W = 16;  // 一个 Vec 装几个数
+struct Vec { __m512 v; };
+
+static inline Vec set(float a) { return {_mm512_set1_ps(a)}; }
+static inline Vec zero() { return {_mm512_setzero_ps()}; }
+static inline Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+// bfloat16 就是 float32 的高 16 位：左移回去，一位不差
+static inline Vec load(const bf16* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+static inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
+static inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+// 有 NaN 时给出 b：可能是 NaN 的那个要写在后面
+static inline Vec maximum(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline Vec minimum(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+static inline Vec magnitude(Vec a) { return {_mm512_abs_ps(a.v)}; }
+static inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
+static inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
+static inline Vec nearest(Vec a) { return {_mm512_roundscale_ps(a.v, 8)}; }
+// a · 2ⁿ，n 是整数值的浮点数：正好有一条指令
+static inline Vec scale_by_power(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+static inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+// ── 整数：VNNI 只会「无符号 8 位 × 有符号 8 位」，所以 16 位的激活拆成两个「256 进制的数字」──
+//      x = 256·高 + 低，高、低都在 −128…127；Σ qx = 256·Σ q·高 + Σ q·低，一位不差
+// 权重变成无符号的：INT4 存的就是 q + 8；INT8 翻转符号位，等于加 128；多加的部分最后减掉
+template <int B>  // 一组 B 个激活 → B 个高位、B 个低位
+static inline void pack(const float* x, float inverse, int8_t* digits) {
+    for (int i = 0; i < B; i += 16) {
+        const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(inverse)));
+        // 低位取有符号的：先加 128 再取整除，高位才不会差一
+        const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+        const __m512i low = _mm512_sub_epi32(q, _mm512_slli_epi32(high, 8));
+        _mm_storeu_si128((__m128i*)(digits + i), _mm512_cvtepi32_epi8(high));
+        _mm_storeu_si128((__m128i*)(digits + B + i), _mm512_cvtepi32_epi8(low));
+    }
+}
+
+struct Codes { __m512i q; };
+
+template <int B>
+static inline Codes codes_int8(const void* data) {
+    if (B == 32) {
+        const __m256i q = _mm256_loadu_si256((const __m256i*)data);
+        return {_mm512_castsi256_si512(_mm256_xor_si256(q, _mm256_set1_epi8(-128)))};
+    }
+    return {_mm512_xor_si512(_mm512_loadu_si512(data), _mm512_set1_epi8(-128))};
+}
+
+template <int B>  // 低四位是前一半，高四位是后一半：同一份字节抄成两份，后一份右移四位
+static inline Codes codes_int4(const void* data) {
+    if (B == 32) {
+        const __m256i two = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)data));
+        const __m256i shift = _mm256_setr_epi64x(0, 0, 4, 4);
+        return {_mm512_castsi256_si512(_mm256_and_si256(_mm256_srlv_epi64(two, shift), _mm256_set1_epi8(15)))};
+    }
+    const __m512i two = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)data));
+    const __m512i shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
+    return {_mm512_and_si512(_mm512_srlv_epi64(two, shift), _mm512_set1_epi8(15))};
+}
+
+template <int B>  // 一组权重与一组激活的内积；结果分在 16 个格里，最后 sum 才加起来
+static inline Vec inner(Codes c, const int8_t* digits) {
+    if (B == 32) {
+        const __m256i q = _mm512_castsi512_si256(c.q);
+        __m256i s = _mm256_dpbusd_epi32(_mm256_setzero_si256(), q, _mm256_loadu_si256((const __m256i*)digits));
+        s = _mm256_slli_epi32(s, 8);
+        s = _mm256_dpbusd_epi32(s, q, _mm256_loadu_si256((const __m256i*)(digits + 32)));
+        return {_mm512_cvtepi32_ps(_mm512_zextsi256_si512(s))};
+    }
+    __m512i s = _mm512_dpbusd_epi32(_mm512_setzero_si512(), c.q, _mm512_loadu_si512(digits));
+    s = _mm512_slli_epi32(s, 8);
+    s = _mm512_dpbusd_epi32(s, c.q, _mm512_loadu_si512(digits + 64));
+    return {_mm512_cvtepi32_ps(s)};
+}
+static constexpr int INT8_SHIFT = 128;  // 存的数比真正的编码大多少

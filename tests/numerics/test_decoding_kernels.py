@@ -1,0 +1,238 @@
+"""The compiled decoding kernels against the model they stand for, over the configuration space.
+
+Every way of writing the vectors (plain, AVX2, AVX-512) that this machine can run is compiled and
+compared with the PyTorch model in float32: same logits, same keys and values, whatever the shape.
+"""
+
+import platform
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from foundation.compiled_code import CodeUnavailable
+from gpt_model.config import GPTConfig
+from gpt_model.model import GPT
+from inference.kernel_interface import load_kernels
+from inference.prepared import PreparedModel
+from transformer_basics.kv_cache import ModelCache, StaticCache
+
+X86 = platform.machine() in ("x86_64", "AMD64")
+LEVEL = torch.backends.cpu.get_cpu_capability()
+WAYS = {"native": None, "plain": ("-O1",)}
+if X86 and LEVEL in ("AVX2", "AVX512"):
+    WAYS["avx2"] = ("-O1", "-mavx2", "-mfma")
+PROFILE = settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@pytest.fixture(params=WAYS)
+def kernels(request):
+    try:
+        return load_kernels(WAYS[request.param])
+    except CodeUnavailable as error:
+        pytest.skip(str(error))
+
+
+def test_the_ways_differ():
+    """Otherwise three names would test one and the same code."""
+    try:
+        widths = {name: load_kernels(flags).vector_width() for name, flags in WAYS.items()}
+    except CodeUnavailable as error:
+        pytest.skip(str(error))
+    assert widths["plain"] == 8
+    assert widths.get("avx2", 8) == 8
+    assert widths["native"] == (16 if LEVEL == "AVX512" else 8)
+
+
+@st.composite
+def configs(draw):
+    """Any family, and none that exists: fields are drawn one by one."""
+    heads = draw(st.sampled_from([1, 2, 4, 6]))
+    position = draw(st.sampled_from(["learned", "sinusoidal", "rope", "none"]))
+    head_dim = draw(st.sampled_from([2, 6, 8, 16, 20, 32, 72]))
+    gated = draw(st.booleans())
+    return GPTConfig(
+        vocab_size=draw(st.sampled_from([5, 16, 33])),
+        max_seq_len=24,
+        dim=draw(st.sampled_from([8, 12, 16, 36, 64])) * 2,
+        n_layers=draw(st.integers(1, 3)),
+        n_heads=heads,
+        n_kv_heads=draw(st.sampled_from([g for g in (1, 2, 3, 6) if heads % g == 0])),
+        head_dim=head_dim,
+        ffn_dim=draw(st.sampled_from([7, 16, 40, 65])),
+        norm=draw(st.sampled_from(["layernorm", "rmsnorm"])),
+        norm_position=draw(st.sampled_from(["pre", "post"])),
+        qk_norm=draw(st.booleans()),
+        position=position,
+        sliding_window=draw(st.sampled_from([None, 1, 3, 40])),
+        token_shift=draw(st.booleans()),
+        bigram_rows=draw(st.sampled_from([None, 11])),
+        activation=draw(st.sampled_from(["relu", "relu2", "silu", "gelu_tanh", "gelu"])),
+        gated_ffn=gated,
+        qkv_bias=draw(st.booleans()),
+        proj_bias=draw(st.booleans()),
+        tie_embeddings=draw(st.booleans()),
+        logit_softcap=draw(st.sampled_from([None, 2.0])),
+        init_std=0.2,
+    )
+
+
+def noisy(config, seed):
+    """A model none of whose parameters is 0 or 1: a forgotten bias or gain would show."""
+    torch.manual_seed(seed)
+    model = GPT(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def cache_for(model, n_rows, dtype):
+    c = model.config
+    layers = [StaticCache(n_rows, c.kv_heads, 20, c.head_size, dtype) for _ in range(c.n_layers)]
+    return ModelCache(layers)
+
+
+def run(model, ids, real, pieces, cache):
+    """The logits of every position, fed in pieces."""
+    found, start = [], 0
+    for piece in ids.split(pieces, dim=1):
+        mask = None if real is None else real[:, : start + piece.shape[1]]
+        found.append(model(piece, attention_mask=mask, cache=cache).logits)
+        start += piece.shape[1]
+    return torch.cat(found, dim=1)
+
+
+@PROFILE
+@given(
+    config=configs(),
+    seed=st.integers(0, 99),
+    n_rows=st.integers(1, 5),
+    pieces=st.sampled_from([[5, 1, 1], [1, 6], [6], [2, 1, 4]]),
+    padding=st.booleans(),
+    half=st.booleans(),
+    n_threads=st.sampled_from([1, 3]),
+)
+def test_logits_and_cache_equal_the_models(
+    kernels, config, seed, n_rows, pieces, padding, half, n_threads
+):
+    model = noisy(config, seed)
+    dtype = torch.bfloat16 if half else torch.float32
+    model.to(dtype)
+    ids = torch.randint(config.vocab_size, (n_rows, sum(pieces)))
+    real = None
+    if padding:
+        real = torch.arange(sum(pieces)) >= torch.randint(3, (n_rows, 1))
+    # the oracle computes in float32 with the very same weights
+    oracle = GPT(config).eval()
+    oracle.load_state_dict(model.float().state_dict())
+    ready = PreparedModel(model.to(dtype), kernels)
+    assert ready.plan is not None
+    caches = cache_for(oracle, n_rows, torch.float32), cache_for(model, n_rows, dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        found = run(ready, ids, real, pieces, caches[1])
+    finally:
+        torch.set_num_threads(before)
+    with torch.no_grad():
+        wanted = run(oracle, ids, real, pieces, caches[0])
+    visible = torch.ones_like(ids, dtype=torch.bool) if real is None else real
+    # bfloat16: keys and values are rounded when stored; and the embeddings' extras are added in it
+    allowed = 0.06 if half else 2e-5
+    scale = float(wanted[visible].abs().max()) + 1.0
+    assert float((found.float() - wanted)[visible].abs().max()) <= allowed * scale
+    assert caches[1].length == caches[0].length == sum(pieces)
+    for layer in range(config.n_layers):
+        for got, want in zip(caches[1][layer].buffers, caches[0][layer].buffers, strict=True):
+            at = visible[:, None, :, None].expand_as(want[:, :, : sum(pieces)])
+            gap = (got[:, :, : sum(pieces)].float() - want[:, :, : sum(pieces)])[at].abs().max()
+            assert float(gap) <= allowed * (1.0 + float(want.abs().max()))
+            assert not got[:, :, sum(pieces) :].any(), "wrote beyond the new tokens"
+
+
+def medium(kernels, dtype=torch.float32, **changes):
+    """Large enough for every unrolled loop, small enough to be quick."""
+    sizes = {"dim": 96, "n_layers": 2, "n_heads": 6, "vocab_size": 301, "max_seq_len": 64}
+    config = GPTConfig(**{**sizes, "init_std": 0.1, **changes})
+    return PreparedModel(noisy(config, 0).to(dtype), kernels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_is_the_same_alone_and_in_any_batch_and_with_any_threads(kernels, dtype):
+    """Bit for bit: what PyTorch's own products do not promise."""
+    ready = medium(kernels, dtype, position="rope", n_kv_heads=2)
+    ids = torch.randint(301, (7, 4))
+    found = []
+    for n_threads in (1, 2, 5):
+        before = torch.get_num_threads()
+        torch.set_num_threads(n_threads)
+        try:
+            found.append(ready(ids, cache=ready.make_cache(7)).logits)
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    for row in range(7):
+        cache = ready.make_cache(1)
+        steps = [ready(ids[row : row + 1, t : t + 1], cache=cache).logits for t in range(4)]
+        assert torch.equal(torch.cat(steps, dim=1), found[0][row : row + 1])
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu2", "silu", "gelu_tanh", "gelu"])
+def test_activations_keep_their_precision_far_out(kernels, activation):
+    """Inputs from −60 to 60: exponentials that overflow or vanish must do no harm."""
+    ready = medium(kernels, activation=activation)
+    with torch.no_grad():
+        for block in ready.model.blocks:
+            block.feed_forward.up_proj.weight *= 60.0
+    ids = torch.randint(301, (2, 9))
+    with torch.no_grad():
+        wanted = ready.model(ids).logits
+    found = ready(ids, cache=ready.make_cache(2)).logits
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("where", ["embedding", "q_proj", "v_proj", "up_proj"])
+def test_a_nan_is_not_swallowed(kernels, where):
+    ready = medium(kernels)
+    model = ready.model
+    with torch.no_grad():
+        if where == "embedding":
+            model.token_embedding.weight[7, 3] = torch.nan
+        elif where == "up_proj":
+            model.blocks[0].feed_forward.up_proj.weight[5, 5] = torch.nan
+        else:
+            getattr(model.blocks[0].attention, where).weight[5, 5] = torch.nan
+    logits = ready(torch.tensor([[1, 7, 2]]), cache=ready.make_cache(1)).logits
+    assert logits[0, -1].isnan().any()
+
+
+def test_masks_with_holes_and_bad_positions_go_the_old_way(kernels):
+    ready = medium(kernels, position="rope", max_seq_len=16)
+    ids = torch.randint(301, (2, 6))
+    holes = torch.tensor([[1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1]]).bool()
+    places = torch.tensor([0, 1, 2, 5, 900, 7])
+    for given_ in ({"attention_mask": holes}, {"positions": places}):
+        found = ready(ids, cache=ready.make_cache(2), **given_).logits
+        with torch.no_grad():
+            wanted = ready.model(ids, cache=ready.make_cache(2), **given_).logits
+        assert torch.equal(found, wanted)
+
+
+def test_given_positions_are_used(kernels):
+    for position in ("rope", "learned"):
+        ready = medium(kernels, position=position)
+        ids = torch.randint(301, (2, 3))
+        for places in (torch.tensor([4, 9, 2]), torch.tensor([[4, 9, 2], [0, 0, 30]])):
+            found = ready(ids, positions=places, cache=ready.make_cache(2)).logits
+            with torch.no_grad():
+                wanted = ready.model(ids, positions=places).logits
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
