@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fromzero.option_types import MaybeInt, MaybePath, MaybeText, open_model
+from fromzero.option_types import MaybeInt, MaybePath, MaybeText, lengthen, open_model
 from fromzero.training_options import options_as_json
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Options:
         fromzero evaluate
         fromzero evaluate --data my.txt
         fromzero evaluate --data python-docs --stride 128 --model runs/gpt-micro
+        fromzero evaluate --data my.txt --context 512 --rope-scaling ntk
         fromzero evaluate --task suite --model runs/gpt-micro runs/gpt-micro-2 --json scores.json
         fromzero evaluate --task mine.jsonl
         fromzero evaluate --task programs --run-code --samples 10 --k 1 10
@@ -48,6 +49,8 @@ class Options:
     """a file, folder, pattern or corpus name (python-docs, python-code)"""
     context: MaybeInt = None
     """how many tokens the model sees at once; without it, all it can"""
+    rope_scaling: MaybeText = None
+    """stretch the model's positions to --context: none, linear, ntk, dynamic, yarn or llama3"""
     stride: MaybeInt = None
     """how far the window moves each time; smaller is fairer and slower; without it, the context"""
     errors: str = "strict"
@@ -142,6 +145,8 @@ def measure(
 
     documents = None if options.data is None else load_corpus(options.data, errors=options.errors)
     model, tokenizer, directory = open_model(path, options.device, options.dtype, options.adapter)
+    if options.rope_scaling is not None:
+        lengthen(model, options.context, options.rope_scaling)
     report = ModelReport(str(directory), model.num_parameters())
     if documents is not None:
         report.text = evaluate_documents(

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from fromzero.option_types import MaybeInt, MaybePath, MaybeText, Sampling, harmless, open_generator
+from fromzero.option_types import (
+    MaybeInt,
+    MaybePath,
+    MaybeText,
+    Sampling,
+    harmless,
+    lengthen,
+    open_generator,
+)
 
 if TYPE_CHECKING:
     from inference.constraints import Constraint
@@ -29,6 +37,7 @@ class Options:
         echo "class Node:" | fromzero generate --max-new-tokens 100
         fromzero generate --prompt "The " --num-beams 4 --temperature 0
         fromzero generate --prompt "The " --cache sliding --max-new-tokens 100000
+        fromzero generate --prompt-file long.txt --context 2048 --rope-scaling yarn
         fromzero generate --prompt "Answer:" --choice " yes" --choice " no"
         fromzero generate --prompt "Date: " --regex "\\d{4}-\\d{2}-\\d{2}"
         fromzero generate --prompt "JSON: " --json-schema person.json
@@ -58,6 +67,10 @@ class Options:
     """--cache sliding: how many of the first tokens are kept; without it, 4"""
     window: MaybeInt = None
     """--cache sliding: how many of the newest are kept; without it, what the context leaves"""
+    context: MaybeInt = None
+    """read further than the model was trained to: up to this many tokens (with --rope-scaling)"""
+    rope_scaling: MaybeText = None
+    """how positions are stretched to --context: none, linear, ntk, dynamic, yarn or llama3"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     dtype: str = "auto"
@@ -78,6 +91,7 @@ def run(options: Options) -> int:
     generator, directory = open_generator(
         options.model, options.device, options.dtype, options.adapter, fast=options.fast
     )
+    lengthen(generator.model, options.context, options.rope_scaling)
     if params.num_return == 1 and params.num_beams == 1 and not params.logprobs:
         pieces = generator.stream(
             prompt, params, cache=cache, sliding=options.sliding, constraint=rule

@@ -30,6 +30,7 @@ __all__ = [
     "free_directory",
     "given_tokenizer",
     "harmless",
+    "lengthen",
     "holds_adapter",
     "newest_run",
     "open_generator",
@@ -243,6 +244,22 @@ def open_weights(
         assert isinstance(merged, GPT)
         model = merged
     return model, directory
+
+
+def lengthen(model: GPT, context: int | None, rope_scaling: str | None) -> GPT:
+    """Let a model read further than it was trained to, if both options are given."""
+    from gpt_model.longer_context import LONGER, extend_context
+
+    if context is None and rope_scaling is None:
+        return model
+    if context is None:
+        raise ValueError(f"--rope-scaling {rope_scaling} needs --context, the length to read")
+    if rope_scaling is None:
+        raise ValueError(
+            f"--context {context} needs --rope-scaling, one of {', '.join(LONGER)}; "
+            f"the model's own context is {model.config.max_seq_len}"
+        )
+    return extend_context(model, context, rope_scaling)
 
 
 def open_generator(

@@ -25,7 +25,7 @@ from transformer_basics.attention import CausalSelfAttention
 from transformer_basics.layers import NORMS, FeedForward, LayerNorm, TransformerBlock
 from transformer_basics.rotary import RotaryEmbedding
 
-__all__ = ["build_block", "build_norm"]
+__all__ = ["build_block", "build_norm", "build_rotary"]
 
 
 def build_norm(config: GPTConfig) -> nn.Module:
@@ -33,6 +33,18 @@ def build_norm(config: GPTConfig) -> nn.Module:
     if config.norm == "layernorm":
         return LayerNorm(config.dim, eps=config.norm_eps, bias=config.proj_bias)
     return NORMS[config.norm](config.dim, eps=config.norm_eps)
+
+
+def build_rotary(config: GPTConfig) -> RotaryEmbedding | None:
+    """各层共用的一张旋转表；位置不是 rope 的没有。"""
+    if config.position != "rope":
+        return None
+    return RotaryEmbedding(
+        config.head_size,  # 每个头里两两一对地转
+        theta=config.rope_theta,
+        max_seq_len=config.max_seq_len,
+        scaling=config.rope_scaling,  # None 就是原版
+    )
 
 
 def build_block(config: GPTConfig, rotary: RotaryEmbedding | None) -> TransformerBlock:

@@ -212,6 +212,7 @@ def rope_metadata(config: GPTConfig) -> dict[str, Any]:
     scaling, theta = config.rope_scaling, float(config.rope_theta)
     if scaling is None:
         return {"rope.freq_base": theta}
+    scaling = scaling.fixed(config.max_seq_len)  # dynamic：到这个长度时就是 ntk
     # ① 换底：读的一方不知道有过拉长，只看到一个大一些的底数
     if scaling.kind == "ntk":
         theta *= scaling.factor ** (config.head_size / max(config.head_size - 2, 1))

@@ -123,10 +123,10 @@ ACTIVATION_NAMES = pairs("""
     swish silu
 """)
 # ── RoPE 缩放：种类同名，只翻译里面的数 ───────────────────────────────────────────────
-# dynamic 只在超过训练长度之后才改变频率，那时缓存里已经转好的 K 全部作废；我们的上下文到训练长度
-# 为止，在这之内它与不缩放逐数相同，所以就当作不缩放。longrope 在训练长度之内也变，不收。
+# dynamic 的训练长度就是 max_position_embeddings，到那里为止与不缩放逐数相同；更长时他们随句子的长度
+# 换频率，我们按打开时的长度定好（gpt_model/longer_context.py）。longrope 在训练长度之内也变，不收。
 # 每个数的含义见 transformer_basics/rotary.py 的 RopeScaling。
-ROPE_KINDS = ("linear", "yarn", "llama3")
+ROPE_KINDS = ("linear", "dynamic", "yarn", "llama3")
 # 每种用到哪些数；写了用不到的，他们的代码不理会，我们却可能照用，所以拒绝
 _ALWAYS = ("factor", "original_max_position_embeddings")
 ROPE_USES = {
@@ -279,16 +279,18 @@ def rope_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     kind = given.pop("rope_type", old_kind)
     if given.get("partial_rotary_factor") == 1.0:  # 全转，等于没写
         del given["partial_rotary_factor"]
-    check_choice("rope_type", kind, ("default", "dynamic", *ROPE_KINDS))
+    check_choice("rope_type", kind, ("default", *ROPE_KINDS))
     # 多出来的数：拼错了，或是我们不知道的新花样
     unknown = sorted(set(given) - set(ROPE_USES[kind]))
     if unknown:
         raise ValueError(f"rope_scaling of kind {kind!r} has unknown keys: {', '.join(unknown)}")
-    if kind in ("default", "dynamic"):
+    if kind == "default":
         return {"rope_theta": theta}
     numbers = {ROPE_NUMBERS[key]: value for key, value in given.items()}
     if kind in ("yarn", "llama3"):  # 他们缺省时以模型的上下文为训练长度
         numbers.setdefault("original_max_seq_len", values["max_position_embeddings"])
+    if kind == "dynamic":  # 他们的代码只看模型的上下文，不看 original_max_position_embeddings
+        numbers["original_max_seq_len"] = values["max_position_embeddings"]
     # 每一种都要知道拉长几倍
     if "factor" not in numbers:
         raise ValueError(f"rope_scaling of kind {kind!r} lacks factor")

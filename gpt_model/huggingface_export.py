@@ -108,6 +108,11 @@ def family_of(config: GPTConfig) -> str:
         problems.append(f"rope_scaling is {scaling.kind!r}, not one of {', '.join(ROPE_KINDS)}")
     elif scaling is not None and scaling.kind != "yarn" and scaling.attention_factor is not None:
         problems.append(f"attention_factor is {scaling.attention_factor} for {scaling.kind!r}")
+    # dynamic：他们没有另记训练长度
+    # 他们的训练长度就是上下文：拉长过的，写出去就成了没有拉长
+    trained = None if scaling is None else scaling.original_max_seq_len
+    if scaling is not None and scaling.kind == "dynamic" and trained != config.max_seq_len:
+        problems.append(f"max_seq_len is {config.max_seq_len}, not the {trained} of 'dynamic'")
     # ③ 每一支自己的约束
     problems += gpt2_problems(config) if branch == "gpt2" else llama_problems(config)
     # 一次说全：改一个旋钮再试，又发现一个，要试好几回
@@ -219,6 +224,7 @@ def scaling_to_huggingface(config: GPTConfig) -> dict[str, Any] | None:
     numbers = {theirs: getattr(scaling, ROPE_NUMBERS[theirs]) for theirs in ROPE_USES[scaling.kind]}
     # None 是「用你自己的取法」，写成 null 有的版本会拿它去做除法
     numbers = {theirs: value for theirs, value in numbers.items() if value is not None}
+    # 名字两边相同，所以不必翻译
     # 新旧两个名字都写上，旧程序看 type，新程序看 rope_type
     return {"rope_type": scaling.kind, "type": scaling.kind, **numbers}
 

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from foundation.checks import check_choice
 from foundation.demonstration import run_demo
-from gpt_model.building import build_block, build_norm
+from gpt_model.building import build_block, build_norm, build_rotary
 from gpt_model.caches import CacheSettings, build_cache
 from gpt_model.chunked_loss import chunked_loss
 from gpt_model.config import GPTConfig, preset
@@ -53,7 +53,6 @@ from transformer_basics.linear import Linear
 from transformer_basics.previous_token import PreviousToken
 from transformer_basics.quantized_linear import quantized_parts
 from transformer_basics.recomputation import use_checkpointing
-from transformer_basics.rotary import RotaryEmbedding
 
 if TYPE_CHECKING:
     from tokenization.tokenizer import Tokenizer
@@ -96,14 +95,7 @@ class GPT(nn.Module):
                 config.vocab_size, config.dim, shift=config.token_shift, rows=config.bigram_rows
             )
         # ② L 个块共用一张旋转表：角度只取决于位置，与层无关
-        self.rotary: RotaryEmbedding | None = None
-        if config.position == "rope":
-            self.rotary = RotaryEmbedding(
-                config.head_size,  # 每个头里两两一对地转
-                theta=config.rope_theta,
-                max_seq_len=config.max_seq_len,
-                scaling=config.rope_scaling,  # None 就是原版
-            )
+        self.rotary = build_rotary(config)  # 位置不是 rope 的就是 None
         self.blocks = nn.ModuleList(
             build_block(config, self.rotary) for _ in range(config.n_layers)
         )

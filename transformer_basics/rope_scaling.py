@@ -1,4 +1,4 @@
-r"""训练时只见过 L 个词元，怎样读更长的文章？——旋转位置的频率与四种拉长法。
+r"""训练时只见过 L 个词元，怎样读更长的文章？——旋转位置的频率与五种拉长法。
 
 RoPE 的第 i 对分量每走一步转 ω_i 弧度（见 rotary.py）：
 
@@ -10,10 +10,11 @@ $$\omega_i = \theta^{-2i/d}, \qquad \text{波长 } \lambda_i = 2\pi/\omega_i, \q
     i = d/2−1    ⌒─────────────────────►  慢：不到一圈，更大的角度从没见过，管远处
                  0                    L
 
-再往后走，慢的分量就转到了没见过的角度，注意力随之失灵。四种改法，都只改频率表 (d/2,)：
+再往后走，慢的分量就转到了没见过的角度，注意力随之失灵。五种改法，都只改频率表 (d/2,)：
 
   linear  ω' = ω/s：全部压慢 s 倍（位置插值）；近处的次序也跟着变模糊
   ntk     换更大的 θ' = θ·s^{d/(d−2)}：最慢的恰好慢 s 倍，最快的不动，中间渐变
+  dynamic 还是 ntk，只是倍数跟着要读的长度 C 走：s' = max(1, s·C/L − (s − 1))；C ≤ L 时一点不动
   yarn    按圈数分段：r ≥ β_fast 不动，r ≤ β_slow 除以 s，中间按序号线性过渡；
           并把 cos、sin 乘上 0.1·ln s + 1，让变长之后的注意力不至于太平
   llama3  也按圈数分段，中间按圈数 r 线性过渡（Llama 3.1 的取法）
@@ -24,8 +25,10 @@ $$\omega_i = \theta^{-2i/d}, \qquad \text{波长 } \lambda_i = 2\pi/\omega_i, \q
 拉长之后，最好再用长文章训练一小段；不训练直接用，ntk 与 yarn 通常比 linear 稳，因为它们
 没有动管近处次序的快分量。
 
-这里的 ntk 是静态的：θ' 定下就不变。「动态」的写法随句子变长而换 θ'，但缓存里的键早已按旧的
-角度转好，新旧角度混在一起，缓存就不等于重算；所以本书不用。
+dynamic 的 C 何时定？别处有的实现每来一个词元就按当时的长度换一次 θ'，而缓存里的键早已按旧的
+角度转好：新旧角度混在一起，有缓存与没有缓存、成批与单独，写出的就不一样了。这里在读之前定好：
+C 是模型的 max_seq_len（要读多长就把它设成多长，见 gpt_model/longer_context.py），读的途中不变。
+恰好读满 C 时，与「每次重算」的那种写法逐数相同。
 
 论文：Chen 等 2023 位置插值 (arXiv:2306.15595)；Peng 等 2023《YaRN》(arXiv:2309.00071)；
      Llama 3 (arXiv:2407.21783)
@@ -38,7 +41,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +54,16 @@ from foundation.demonstration import new_figure, run_demo, save_figure
 __all__ = ["SCALINGS", "RopeScaling", "rope_frequencies"]
 
 
+# 这几种不知道训练时的长度就没法算
+NEEDS_LENGTH = ("dynamic", "yarn", "llama3")
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """用哪一种拉长法，拉长多少。
 
-    factor                 要拉长的倍数 s ≥ 1
-    original_max_seq_len   训练时的长度 L；按圈数分段的 yarn、llama3 必须知道它
+    factor                 要拉长的倍数 s ≥ 1；dynamic 的 s 只决定倍数随长度涨得多快，多半是 1
+    original_max_seq_len   训练时的长度 L；dynamic 与按圈数分段的 yarn、llama3 必须知道它
     low / high_freq_factor llama3 的两个界限：圈数少于前者除以 s，多于后者不动
     beta_slow / beta_fast  yarn 的两个界限，含义同上
     attention_factor       cos、sin 的系数；None 即用各方法自己的取法
@@ -81,7 +88,7 @@ class RopeScaling:
         check_float("rope_scaling factor", self.factor, 1.0)
         if self.original_max_seq_len is not None:
             check_int("rope_scaling original_max_seq_len", self.original_max_seq_len, 1)
-        elif self.kind in ("yarn", "llama3"):
+        elif self.kind in NEEDS_LENGTH:
             raise ValueError(
                 f"rope_scaling kind {self.kind!r} needs original_max_seq_len, the context length"
                 " the model was trained with; got None"
@@ -93,6 +100,16 @@ class RopeScaling:
         for small, large in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
             low = check_float(f"rope_scaling {small}", getattr(self, small), exclusive_minimum=0.0)
             check_float(f"rope_scaling {large}", getattr(self, large), exclusive_minimum=low)
+
+    def fixed(self, length: int | None) -> RopeScaling:
+        """要读 length 个时实际用的：dynamic 换成定好倍数的 ntk，别的原样；None 即训练时的长度。"""
+        if self.kind != "dynamic":
+            return self
+        assert self.original_max_seq_len is not None
+        # C ≤ L 时是 1：训练过的长度之内，一点也不动
+        #   s 大于 1 时，超过之后涨得更快
+        stretch = max(1.0, (length or 0) / self.original_max_seq_len)
+        return replace(self, kind="ntk", factor=self.factor * stretch - (self.factor - 1.0))
 
     def to_dict(self) -> dict[str, Any]:
         """变成可以写进 config.json 的字典；None 也写出来，读的人才知道有这一项。"""
@@ -180,15 +197,19 @@ def llama3_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> Ten
 SCALINGS: dict[str, Callable[[int, float, RopeScaling], Tensor]] = {
     "linear": linear_frequencies,
     "ntk": ntk_frequencies,
+    "dynamic": ntk_frequencies,  # 倍数定好之后（fixed）就是它
     "yarn": yarn_frequencies,
     "llama3": llama3_frequencies,
 }
 
 
 def rope_frequencies(
-    head_dim: int, theta: float = 10000.0, scaling: RopeScaling | None = None
+    head_dim: int,
+    theta: float = 10000.0,
+    scaling: RopeScaling | None = None,
+    length: int | None = None,
 ) -> tuple[Tensor, float]:
-    """每对分量的频率，与乘在 cos、sin 上的系数。
+    """每对分量的频率，与乘在 cos、sin 上的系数；length 是要读多长，只有 dynamic 看它。
 
     形状：→ (d/2,) float64，和一个数
     系数：拉长之后可看的键变多，softmax 会变平；
@@ -196,6 +217,7 @@ def rope_frequencies(
     """
     if scaling is None:
         return plain_frequencies(head_dim, theta), 1.0
+    scaling = scaling.fixed(length)
     factor = scaling.attention_factor
     if factor is None:
         factor = 0.1 * math.log(scaling.factor) + 1.0 if scaling.kind == "yarn" else 1.0
@@ -208,11 +230,14 @@ def examples(factor: float, length: int) -> dict[str, RopeScaling | None]:
     none 是不拉长，放在最前面当作对照
     """
     plain: dict[str, RopeScaling | None] = {"none": None}
-    return plain | {kind: RopeScaling(kind, factor, length) for kind in SCALINGS}
+    # 同样的 s 与 L，好并排比
+    # dynamic 与 ntk 是同一条曲线，只是倍数由长度定，另看
+    kinds = [kind for kind in SCALINGS if kind != "dynamic"]
+    return plain | {kind: RopeScaling(kind, factor, length) for kind in kinds}
 
 
 def demo() -> None:
-    """每头 16 维、训练长度 512、拉长 4 倍：八个频率各被压慢多少。
+    """每头 16 维、训练长度 512、拉长 4 倍：八个频率各被压慢多少；dynamic 随长度怎样变。
 
     竖着看：转过许多圈的几对（左边）只有 linear 去动；不到一圈的（右边）人人都压慢 4 倍，
     ntk 例外，它一路渐变，要到最后一对才压够
@@ -239,17 +264,26 @@ def demo() -> None:
         assert abs(float(slowed[kind][-1]) - factor) < 1e-9
         assert bool((slowed[kind].diff() >= -1e-9).all())
 
+    # dynamic：长度没超过训练时的，一点不动；读满 4 倍长，就是 4 倍的 ntk
+    dynamic = RopeScaling("dynamic", 1.0, length)
+    # 每行的倍数只由要读的长度定
+    for reading in (256, 512, 1024, 2048):
+        frequencies, _ = rope_frequencies(head_dim, scaling=dynamic, length=reading)
+        cells = "".join(f"{value:8.2f}" for value in (plain / frequencies).tolist())
+        print(f"③ dynamic 读 {reading:4d}{cells}")
+    assert torch.allclose(plain / frequencies, slowed["ntk"])
+
     # 拼错的名字、漏掉的长度，当场就说：
     # 猜一个最像的名字给你看，但绝不替你猜着用
     for wrong in ({"kind": "yarm", "factor": 4.0}, {"kind": "yarn", "factor": 4.0}):
         try:
             RopeScaling.from_dict(wrong)
         except ValueError as error:
-            print(f"③ {wrong} → {error}")
+            print(f"④ {wrong} → {error}")
 
 
 def plot(path: Path) -> None:
-    """横轴是第几对分量，纵轴是被压慢的倍数：四种方法的全部差别就在这条曲线上。
+    """横轴是第几对分量，纵轴是被压慢的倍数：各种方法的全部差别就在这条曲线上。
 
     θ、训练长度与倍数取 Llama 3.1 的量级，所以 llama3 的那条就是它真正在用的
     """

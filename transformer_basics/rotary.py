@@ -25,7 +25,7 @@ $$\langle R_m q,\; R_n k\rangle = \langle R_{m-n}\,q,\; k\rangle ,\qquad \omega_
 论文：Su 等 2021《RoFormer》(arXiv:2104.09864)
 
 改哪里：
-  · 想读更长的文章——scaling，四种拉长法在 rope_scaling.py。
+  · 想读更长的文章——scaling，五种拉长法在 rope_scaling.py。
   · 想改基频——theta；theta 越大，慢的分量越慢，能分辨的距离越远。
   · 想只转一部分维（partial rotary）——RotaryEmbedding.forward 里切开 x，只转前一段。
 """
@@ -79,7 +79,7 @@ class RotaryEmbedding(nn.Module):
     类型：表永远是 float32，不随 model.half() 变粗；输出与 x 同 dtype
     错误：d 为奇数、位置为负时抛 ValueError
 
-    max_seq_len 只决定表一开始有多长；走到更远处，表自己会加长。
+    max_seq_len 决定表一开始有多长（走到更远处，表自己会加长），与 dynamic 拉长几倍。
     """
 
     def __init__(
@@ -111,6 +111,10 @@ class RotaryEmbedding(nn.Module):
             self._cos, self._signed_sin = cos, signed_sin
         return cos, signed_sin
 
+    def _frequencies(self) -> tuple[Tensor, float]:
+        """频率与系数；dynamic 的倍数由 max_seq_len 定，表加长了也不变。"""
+        return rope_frequencies(self.head_dim, self.theta, self.scaling, self.max_seq_len)
+
     @torch.inference_mode(False)
     def _build(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """算出两张表。
@@ -119,7 +123,7 @@ class RotaryEmbedding(nn.Module):
         这样的张量不许参加求导，接下来的训练会当场报错
         """
         # ① 角度用 float64：位置到十万时，float32 的角度误差已有千分之几弧度
-        frequencies, factor = rope_frequencies(self.head_dim, self.theta, self.scaling)
+        frequencies, factor = self._frequencies()
         positions = torch.arange(length, dtype=torch.float64, device="cpu")
         angles = torch.outer(positions, frequencies)  # (L, d/2)
         # ② 一对分量用同一个角度，所以前后两半相同；sin 的前一半带上负号
@@ -161,7 +165,7 @@ class RotaryEmbedding(nn.Module):
         公式：R_{t−s} = R_{−s}·R_t；yarn 乘在表里的系数，转第一次时已经乘过，这里除掉
         """
         cos, signed_sin = self.cos_sin(1, steps, None, x.device)  # (1, d)
-        _, factor = rope_frequencies(self.head_dim, self.theta, self.scaling)
+        _, factor = self._frequencies()
         return rotate(x, cos / factor, -signed_sin / factor)
 
     def extra_repr(self) -> str:

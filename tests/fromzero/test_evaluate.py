@@ -9,6 +9,7 @@ import torch
 
 from evaluation.small_suite import SUITE
 from fromzero.main import main
+from gpt_model.config import preset
 from gpt_model.model import GPT
 from tokenization.tokenizer import Tokenizer
 
@@ -41,6 +42,24 @@ def test_guessing_costs_what_it_must(capsys, guessing_model, text_file):
     assert found["loss"] == pytest.approx(math.log(300), abs=1e-3)
     assert found["bits per byte"] == pytest.approx(n_tokens * math.log2(300) / size, abs=1e-3)
     assert str(guessing_model) in captured.err
+
+
+def test_a_longer_context_is_measured_with_stretched_positions(capsys, tiny_model, tmp_path):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.load(tiny_model)
+    config = preset("modern-micro", vocab_size=tokenizer.vocab_size, max_seq_len=32, n_layers=1)
+    GPT(config.replace(dim=32, n_heads=2, init_std=0.2)).save(tmp_path / "rope", tokenizer)
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps. " * 30, encoding="utf-8", newline="\n")
+    run = ["evaluate", "--data", str(text), "--model", str(tmp_path / "rope")]
+    found = {}
+    for kind in (None, "none", "linear", "yarn"):
+        options = [] if kind is None else ["--context", "128", "--rope-scaling", kind]
+        assert main([*run, *options]) == 0
+        found[kind] = figures(capsys.readouterr().out)["loss"]
+    assert len(set(found.values())) == 4
+    assert main([*run, "--context", "128"]) == 2  # longer than 32, and no word of how
+    assert "context must be an integer >= 1 and <= 32, got 128" in capsys.readouterr().err
 
 
 def test_a_folder_counts_every_document(capsys, guessing_model, tmp_path):

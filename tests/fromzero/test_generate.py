@@ -158,10 +158,38 @@ def test_caches_that_cannot_be_are_refused(rope_model, options, message, capsys)
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["none", "linear", "ntk", "dynamic", "yarn", "llama3"])
+def test_a_longer_context_reads_a_longer_prompt(rope_model, endless, kind, capsys):
+    prompt = ["--prompt", "the quick brown fox " * 20, "--max-new-tokens", "9", *endless]
+    options = ["generate", "--model", str(rope_model), *map(str, prompt), "--num-return", "2"]
+    assert main(options) == 2
+    assert "max_seq_len) is 64" in capsys.readouterr().err
+    assert main([*options, "--context", "256", "--rope-scaling", kind]) == 0
+    assert capsys.readouterr().out.count("9 tokens, ended by length") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--context", "99"), "--context 99 needs --rope-scaling, one of none, linear"),
+        (("--rope-scaling", "ntk"), "--rope-scaling ntk needs --context"),
+        (("--context", "0", "--rope-scaling", "ntk"), "context must be an integer >= 1, got 0"),
+        (("--context", "99", "--rope-scaling", "yarm"), "did you mean 'yarn'?"),
+    ],
+)
+def test_contexts_that_cannot_be_are_refused(rope_model, options, message, capsys):
+    code = main(["generate", "--model", str(rope_model), "--prompt", "fox", *options])
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_positions_inside_the_keys_cannot_slide(generate):
     code, _, err = generate("--prompt", "fox", "--cache", "sliding")
     assert code == 2
     assert "needs position 'rope' or 'none', got 'learned'" in err
+    code, _, err = generate("--prompt", "fox", "--context", 99, "--rope-scaling", "none")
+    assert code == 2
+    assert "table of 64 rows, so the context cannot be changed to 99" in err
 
 
 def test_sliding_goes_past_the_context(generate, endless, tiny_model):

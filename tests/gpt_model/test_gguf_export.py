@@ -169,6 +169,10 @@ def test_rope_scalings_have_their_keys(tmp_path):
     assert found == {**plain, "scaling.type": "linear", "scaling.factor": 4.0}
     found, _ = keys_of(RopeScaling("ntk", 4.0))
     assert found == {**plain, "freq_base": pytest.approx(500.0 * 4 ** (16 / 14))}
+    length = LLAMA.max_seq_len  # dynamic: nothing up to the trained length, then as ntk
+    assert keys_of(RopeScaling("dynamic", 2.0, length))[0] == plain
+    found, _ = keys_of(RopeScaling("dynamic", 1.0, length // 4))
+    assert found == {**plain, "freq_base": pytest.approx(500.0 * 4 ** (16 / 14))}
     found, _ = keys_of(RopeScaling("yarn", 4.0, 16, attention_factor=2.0))
     assert found == {
         **plain,

@@ -148,6 +148,11 @@ def test_both_spellings_of_rope_are_the_same_function(kind, spelling, tmp_path):
     with torch.no_grad():
         expected, found = theirs(ids).logits, ours(ids).logits
     assert (found - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
+    # written again, theirs is the same function once more
+    save_huggingface(ours, tmp_path / "again")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, expected, atol=1e-5, rtol=1e-4)
 
 
 QWEN = {"model_type": "qwen2", "vocab_size": 37, "hidden_size": 24, "intermediate_size": 41}
@@ -223,6 +228,11 @@ def test_keys_that_are_not_written_have_the_defaults_of_transformers(family):
         ("llama", {"qk_norm": True, "qkv_bias": True}, "qk_norm is True, qkv_bias is True"),
         ("llama, biases everywhere", {"sliding_window": 5}, "sliding_window is 5 together with"),
         ("llama", {"rope_scaling": RopeScaling("ntk", 2.0)}, "rope_scaling is 'ntk'"),
+        (
+            "llama",
+            {"rope_scaling": RopeScaling("dynamic", 1.0, 4)},
+            r"max_seq_len is \d+, not the 4 of 'dynamic'",
+        ),
         (
             "llama",
             {"rope_scaling": RopeScaling("linear", 2.0, attention_factor=2.0)},
