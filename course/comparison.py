@@ -11,7 +11,7 @@ from torch import Tensor
 
 from course.running import Outcome
 
-__all__ = ["distance", "first_difference", "value_distance"]
+__all__ = ["distance", "first_difference", "is_other_kind", "kind_of", "value_distance"]
 
 
 def distance(left: Sequence[Outcome], right: Sequence[Outcome], enough: float = math.inf) -> float:
@@ -23,19 +23,24 @@ def distance(left: Sequence[Outcome], right: Sequence[Outcome], enough: float = 
         return math.inf
     largest = 0.0
     for one, other in zip(left, right, strict=True):
-        largest = max(largest, outcome_distance(one, other))
+        largest = max(largest, outcome_distance(one, other, enough))
         if largest > enough:
             break
     return largest
 
 
-def outcome_distance(left: Outcome, right: Outcome) -> float:
+def outcome_distance(left: Outcome, right: Outcome, enough: float) -> float:
     """The largest relative difference of one case."""
     if left.error or right.error:
         return 0.0 if left.error == right.error else math.inf
     if left.values.keys() != right.values.keys() or left.changed != right.changed:
         return math.inf
-    return max((value_distance(left.values[n], right.values[n]) for n in left.values), default=0.0)
+    largest = 0.0
+    for name, value in left.values.items():
+        largest = max(largest, value_distance(value, right.values[name]))
+        if largest > enough:
+            break
+    return largest
 
 
 def value_distance(left: Any, right: Any) -> float:
@@ -94,9 +99,21 @@ def first_difference(
             if name not in mine.values:
                 return case, name, "", None, value
             if value_distance(mine.values[name], value) > tolerance:
+                if is_other_kind(mine.values[name], value):
+                    return case, name, "", mine.values[name], value
                 place, a, b = first_place(mine.values[name], value, tolerance)
                 return case, f"{name}", place, a, b
     return None
+
+
+def is_other_kind(yours: Any, right: Any) -> bool:
+    """Another kind of thing, or another shape, rather than another number."""
+    if isinstance(yours, Tensor) and isinstance(right, Tensor):
+        return yours.shape != right.shape or kind_of(yours) != kind_of(right)
+    numbers = (int, float)
+    if isinstance(yours, numbers) and isinstance(right, numbers):
+        return isinstance(yours, bool) != isinstance(right, bool)
+    return type(yours) is not type(right)
 
 
 def first_place(yours: Any, right: Any, tolerance: float) -> tuple[str, Any, Any]:

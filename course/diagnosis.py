@@ -17,10 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from course.catalogue import Mistake
-from course.comparison import distance, first_difference
+from course.comparison import distance, first_difference, is_other_kind
 from course.evidence import Sentence, evidence_of, what_differs
 from course.exercise import Exercise
 from course.running import Outcome
@@ -158,15 +156,5 @@ def by_numbers(exercise: Exercise, yours: Sequence[Outcome], right: Sequence[Out
             }
             return Diagnosis(exercise.id, "changed", evidence=said)
     found = first_difference(yours, right, exercise.tolerance)
-    contract = found is not None and is_contract(found[3], found[4])
+    contract = found is not None and is_other_kind(found[3], found[4])
     return Diagnosis(exercise.id, "contract" if contract else "difference", evidence=said)
-
-
-def is_contract(mine: Any, right: Any) -> bool:
-    """Is it another kind of thing, or another shape, rather than another number?"""
-    if isinstance(mine, Tensor) and isinstance(right, Tensor):
-        return mine.shape != right.shape
-    numbers = (int, float)
-    if isinstance(mine, numbers) and isinstance(right, numbers):
-        return False
-    return type(mine) is not type(right)

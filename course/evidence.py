@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from course.comparison import first_difference
+from course.comparison import first_difference, is_other_kind, kind_of
 from course.running import Outcome
 
 __all__ = ["EVIDENCE", "Sentence", "evidence_of", "show_number", "what_differs"]
@@ -291,7 +291,20 @@ def what_differs(yours: Sequence[Outcome], right: Sequence[Outcome], tolerance: 
     if found is None:
         return {"zh": "结果不同", "en": "the results differ"}
     _, name, place, a, b = found
-    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape != b.shape:
+    if is_other_kind(a, b) and not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        kinds = type(a).__name__, type(b).__name__
+        return {
+            "zh": f"{name}{place} 是 {kinds[0]}（{show_number(a)}），应为 {kinds[1]}",
+            "en": f"{name}{place} is of type {kinds[0]} ({show_number(a)}), not {kinds[1]}",
+        }
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape:
+        kinds = kind_of(a), kind_of(b)
+        words = {"bool": "布尔值", "number": "数"}
+        return {
+            "zh": f"{name} 里是{words[kinds[0]]}，应为{words[kinds[1]]}（{b.dtype}）",
+            "en": f"{name} holds {kinds[0]}s, not {kinds[1]}s ({b.dtype})",
+        }
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
         shapes = str(tuple(a.shape)), str(tuple(b.shape))
         return {
             "zh": f"{name} 的形状是 {shapes[0]}，应为 {shapes[1]}",

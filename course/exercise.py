@@ -46,7 +46,9 @@ COMPONENTS = (
     "norms",
     "ffn",
     "positions",
+    "block",
     "schedule",
+    "optimization",
 )
 KINDS = ("write", "predict", "repair")
 LANGUAGES = ("zh", "en")

@@ -37,7 +37,8 @@ class Options:
 
     # how it is read and tokenized
     tokenizer: str = "bpe"
-    """bpe or characters (learned from the data), or the path of a tokenizer or model"""
+    """bpe or characters (learned from the data), bpe:llama-bpe, bpe:qwen2 or another split that
+    llama.cpp knows (to export to it later), or the path of a tokenizer or model"""
     vocab_size: int = 2048
     """how many tokens bpe learns"""
     validation: MaybeText = None

@@ -32,6 +32,7 @@ class Options:
         fromzero tokenizer train my.txt --vocab-size 8192 --out runs/my-tokenizer
         fromzero tokenizer train books/ chats.jsonl --vocab-size 32000
         fromzero tokenizer train my.txt --special "<|im_start|>" "<|im_end|>"
+        fromzero tokenizer train my.txt --split llama-bpe
         fromzero tokenizer train my.txt --compare path/to/gpt2
     """
 
@@ -43,6 +44,9 @@ class Options:
     """the folder for tokenizer.json; without it a new one in runs/"""
     overwrite: bool = False
     """replace the tokenizer that is already in --out"""
+    split: str = "own"
+    """how text is cut before merging: own (short sequences on code, linear time on any text), or
+    one that llama.cpp knows too, so that models can be exported to it: llama-bpe, qwen2 …"""
     special: tuple[str, ...] = ()
     """names of further special tokens; <|endoftext|> is always there"""
     compare: MaybePath = None
@@ -55,7 +59,9 @@ class Options:
 
 def run(options: Options) -> int:
     """Text → tokenizer.json, and a table."""
+    from foundation.checks import check_choice
     from tokenization.input_checks import END_OF_TEXT, check_special_tokens, check_vocab_size
+    from tokenization.split_rules import SPLITS
     from tokenization.tokenizer import Tokenizer
     from training.corpus import load_corpus
 
@@ -63,6 +69,7 @@ def run(options: Options) -> int:
     if not options.files:
         raise ValueError("FILES must be given: what should it learn from?")
     names = [END_OF_TEXT, *(name for name in options.special if name != END_OF_TEXT)]
+    check_choice("split", options.split, SPLITS)
     check_vocab_size(options.vocab_size, len(check_special_tokens(names)))
     out = free_target(options.out, options.overwrite)
     other = None if options.compare is None else Tokenizer.load(options.compare)
@@ -73,7 +80,7 @@ def run(options: Options) -> int:
     # ② learn; a share of the documents is only measured on
     kept = HeldOut(document for part in parts for document in part)
     start = time.perf_counter()
-    tokenizer = Tokenizer.train_bpe(kept, options.vocab_size, names)
+    tokenizer = Tokenizer.train_bpe(kept, options.vocab_size, names, options.split)
     seconds = time.perf_counter() - start
     path = tokenizer.save(out)
     print(f"{path}: {tokenizer.vocab_size} tokens from {kept.n_bytes / 1e6:.1f} MB", end=" ")

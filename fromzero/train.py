@@ -75,7 +75,8 @@ class Options:
     text_key: str = "text"
     """which key of a jsonl line holds the text"""
     tokenizer: str = "bpe"
-    """bpe or characters (learned from the data), or the path of a tokenizer or model"""
+    """bpe or characters (learned from the data), bpe:llama-bpe, bpe:qwen2 or another split that
+    llama.cpp knows (to export to it later), or the path of a tokenizer or model"""
     data_dir: Path = Path("data")
     """where tokenized corpora are kept for the next run"""
 

@@ -16,7 +16,8 @@ GGUF 里分词器是几个键，与权重在同一个文件里：
     文本 ──切片（按 pre 的名字，写死在 llama.cpp 里）──▶ 小片 ──合并（照文件）──▶ 编号
 
 规则不同而名字照填，不会报错，编号却不同：模型训练时见的是一种切法，用时见的是另一种。
-本书自己训练的 BPE（`text_pieces.py` 的 SPLIT_PATTERN）不在它认得的之列，所以默认拒绝；
+学分词器时可以就选它认得的规则（`tokenization/split_rules.py`），导出便一个字不差。
+本书自己的规则（`text_pieces.py` 的 SPLIT_PATTERN）不在它认得的之列，所以默认拒绝；
 写明 pretokenizer="llama-bpe"（最像的一种），就是同意它近似地切：解码仍是逐字节准确的，
 切法在缩进、数字、长串标点处不同，英文约一成词元、代码约两成与训练时不同。
 
@@ -34,9 +35,16 @@ GGUF 里分词器是几个键，与权重在同一个文件里：
     对话模型有两个结尾怎么办？ 设置里的 eos_token（例如 <|im_end|>）写作 eos，因为模板要用它的
         文字；「文章结束」写作 eot，llama.cpp 遇到哪一个都停，与我们的 stop_ids 相同。
     词表比分词器大？ 多出来的行也要有名字，写 [PADn]，种类 5。
+    怎么知道名字没有填错？ 不靠人填：拿 tokenizer.json 里的规则与表里的逐字比，一样才写那个名字；
+        改了一个字的正则就不是它，宁可拒绝。
+    SentencePiece 的（Llama 2、Mistral、Gemma）呢？ 它们在 GGUF 里是另一个 model（"llama"），要写
+        每个词元的分数；目前没有写，所以拒绝，可以不带分词器导出，由本书的 Tokenizer 编号。
+    合并表很大，会不会慢？ 几十万条只是几兆字节的文字，载入时读一遍。
+    解码会不会也不同？ 不会：词元的字节都照抄了，编号对应的文字总是同一段；
+        不同的只是同一段文字被切成哪些编号，而模型训练时见惯的是另一种切法。
 
 出处：llama.cpp 的 llama-vocab.cpp；https://github.com/ggml-org/ggml 的 docs/gguf.md。
-改哪里：多认一种切片规则 → KNOWN_SPLITS 加一项，并写明它是否 ignore_merges。
+改哪里：多认一种切片规则 → tokenization/split_rules.py 的 SPLITS 加一项。
 """
 
 from __future__ import annotations
@@ -46,6 +54,7 @@ from typing import Any
 
 from foundation.checks import check_choice
 from foundation.demonstration import run_demo
+from tokenization.split_rules import OWN, SPLITS
 from tokenization.tokenizer import Tokenizer
 from tokenization.tokenizer_file import Specification, added_tokens, merge_pairs
 
@@ -55,32 +64,6 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # token_type 的取值
 NO_TOKENIZER = {"tokenizer.ggml.model": "none"}  # 只认编号；词表的大小在 架构.vocab_size
 # 合并表不许为空；字节写成的符号里没有汉字，所以这一条永远用不上
 IDLE_MERGE = "一 一"
-
-# llama.cpp 认得几十种，这里只收本书的分词器与常见的开放模型用得着的，每种都由测试
-# 让 llama.cpp 逐字核对过编号。它的正则写法略有不同（没有 (?i:…)），切出来的一样
-# ── llama.cpp 认得的切片规则：名字 → tokenizer.json 里 pre_tokenizer 的各步 ───────────────
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # 英文缩写：it's → it │ 's
-_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"  # 换行成片；其余空白给后面的词留一格
-_LETTERS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # 一串字母，可带前面的一个非字母
-_MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|"  # 一串标点，可带一个空格与行尾
-_LLAMA3 = _CONTRACTIONS + _LETTERS + r"|\p{N}{1,3}" + _MARKS + _SPACES  # 数字三位一组
-_QWEN2 = _CONTRACTIONS + _LETTERS + r"|\p{N}" + _MARKS + _SPACES  # 数字一位一组
-# Qwen3.5 起，附加符号（\p{M}）跟着字母走
-_QWEN35 = (
-    _CONTRACTIONS
-    + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|"
-    + _SPACES
-)
-_BYTES = ("ByteLevel", False, False)  # 不补空格；已经切过，不再用自带的正则
-KNOWN_SPLITS: dict[str, list[tuple[Any, ...]]] = {
-    "gpt-2": [("ByteLevel", False, True)],  # 自带的正则就是 GPT-2 的
-    "smollm": [("Digits", True), ("ByteLevel", False, True)],  # 先把数字一位一位切开
-    "llama-bpe": [("Split", _LLAMA3, "Isolated", False), _BYTES],  # Llama 3
-    "qwen2": [("Split", _QWEN2, "Isolated", False), _BYTES],  # Qwen2、Qwen3
-    "qwen35": [("Split", _QWEN35, "Isolated", False), _BYTES],  # Qwen3.5
-}
-# ignore_merges：整片恰是一个词元时不再合并：是不是这样，llama.cpp 也是照名字定的
-IGNORES_MERGES = {"llama-bpe"}
 
 
 def tokenizer_metadata(
@@ -173,9 +156,11 @@ def chat_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
     键名：tokenizer.chat_template，tokenizer.chat_template.tool_use；
          有后一种时，还要一个 tokenizer.chat_templates 列出名字
     """
+    # 没有模板的（基座模型）什么键也不写
     values: dict[str, Any] = {}
     others = [name for name in tokenizer.settings.templates if name != "default"]
     for name, template in tokenizer.settings.templates.items():
+        # 「default」是平时用的那一个，键里不带名字
         key = "tokenizer.chat_template" + ("" if name == "default" else f".{name}")
         values[key] = template
     return {**values, "tokenizer.chat_templates": others} if others else values
@@ -216,14 +201,17 @@ def split_name(specification: Specification) -> str:
     错误：不认得，或 ignore_merges 与那个名字规定的不同 → ValueError，列出认得的
     """
     # 比较的是规则本身，而不是模型的名字：改了一个字的正则就不是它
+    # 先摊平：Sequence 套 Sequence 也是同样的几步
     steps = split_steps(specification.get("pre_tokenizer"))
     ignores = bool(specification["model"].get("ignore_merges"))
     for name, known in KNOWN_SPLITS.items():
         if steps == known:
-            if ignores != (name in IGNORES_MERGES):
+            # 开关不同，整片恰是词元时两边就不同：编号不全错，最难发现
+            wanted = SPLITS[name].ignore_merges
+            if ignores != wanted:
                 raise ValueError(
-                    f"llama.cpp's pre-tokenizer {name!r} has ignore_merges="
-                    f"{name in IGNORES_MERGES}, the tokenizer {ignores}"
+                    f"llama.cpp's pre-tokenizer {name!r} has ignore_merges={wanted}, "
+                    f"the tokenizer {ignores}"
                 )
             return name
     # 说清两条出路：近似，或不带分词器
@@ -231,7 +219,8 @@ def split_name(specification: Specification) -> str:
         "llama.cpp does not know this tokenizer's way of splitting text (its pre_tokenizer); it "
         f"knows {', '.join(KNOWN_SPLITS)}. Name one of them as pretokenizer to split nearly "
         "alike (some token ids will differ from training; llama-bpe is the nearest to this "
-        "project's own), or export without the tokenizer"
+        "project's own), or export without the tokenizer; for a new model, learn a tokenizer with "
+        "one of them: fromzero train --tokenizer bpe:llama-bpe"
     )
 
 
@@ -259,6 +248,16 @@ def split_steps(pre_tokenizer: Any) -> list[tuple[Any, ...]]:
     return [(kind,)]  # 别的种类都不在表里，自然对不上
 
 
+# 名字 → 摊平的各步；规则本身在 split_rules.py，学分词器时也用它
+# 自己的规则（own）不在其中：llama.cpp 没有它，写哪个名字都是假的
+# 表里每一种都由 tests/parity 让 llama.cpp 逐字核对过编号
+KNOWN_SPLITS = {
+    name: split_steps({"type": "Sequence", "pretokenizers": rule.steps})
+    for name, rule in SPLITS.items()
+    if name != OWN
+}
+
+
 def template_ends(specification: Specification, end: int) -> tuple[int | None, int | None]:
     """文件规定的开头与结尾词元（Llama 3 每段开头加一个）；没有就是 None。
 
@@ -271,6 +270,7 @@ def template_ends(specification: Specification, end: int) -> tuple[int | None, i
     parts = [part for part in parts or [] if part.get("type") not in (None, "ByteLevel")]
     if not parts:  # GPT-2、Qwen、本书的都是这样
         return None, None
+    # 别的种类（例如 RoBERTa 的）加的是成对的记号，GGUF 写不下
     kinds = [part.get("type") for part in parts]
     if kinds != ["TemplateProcessing"]:
         raise ValueError(f"GGUF cannot express the tokenizer's post_processor {kinds}")

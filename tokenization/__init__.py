@@ -2,6 +2,7 @@
 
 按这个次序读：
   text_pieces.py      文本先切成小片，小片再写成字节
+  split_rules.py      别家怎样切；想导出给 llama.cpp，就用它认得的规则学
   bpe.py              算法全写出来：怎样学合并，怎样重放合并
   tokenizer.py        日常用的 Tokenizer：编码、解码、存取、特殊词元
   library_backend.py  同一个算法交给快的库，怎样保证结果一样

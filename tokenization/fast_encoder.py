@@ -49,19 +49,14 @@ from typing import Any
 
 from foundation.demonstration import run_demo
 from tokenization.bpe_ranks import ranks_of
+from tokenization.split_rules import GPT2, LLAMA3, QWEN2
 from tokenization.text_pieces import SPLIT_PATTERN
 from tokenization.tokenizer_file import Specification, added_tokens
 
 __all__ = ["FastEncoder", "safe_characters"]
 
 # 各家的切法，照它们的 tokenizer.json 里写的；两个引擎在放心的字符上切法相同，由测试逐个字符核对
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_LLAMA3 = (
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-KNOWN_PATTERNS = frozenset({SPLIT_PATTERN, GPT2, _LLAMA3, _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")})
+KNOWN_PATTERNS = frozenset({SPLIT_PATTERN, GPT2, LLAMA3, QWEN2})
 # 连着这么多个空白的一段，会撑破 tiktoken 的正则引擎的栈
 BLANK_RUN = 1 << 13
 

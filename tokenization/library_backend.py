@@ -13,6 +13,8 @@ r"""快的那一份：把 `bpe.py` 写出来的算法交给 `tokenizers` 库，�
     learn_merges：并列时编号小者优先        trainers.BpeTrainer（库也如此约定）
     encode_piece：按先后重放合并            models.BPE
 
+切片规则也可以换成别家的（`split_rules.py`）；课文只写了自己的那一条。
+
 字符级分词器是同一条流水线去掉字节层与全部合并：$\text{merges} = \varnothing$，
 每个字符自成一个词元，所以不必另写一种格式。
 
@@ -33,10 +35,12 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from foundation.checks import check_choice
 from tokenization.input_checks import check_special_tokens, check_vocab_size, checked_texts
-from tokenization.text_pieces import SPLIT_PATTERN, byte_symbols
+from tokenization.split_rules import LONGEST_LEARNED, OWN, SPLITS, SplitRule
+from tokenization.text_pieces import byte_symbols
 
-__all__ = ["build_characters", "open_library", "train_byte_level_bpe"]
+__all__ = ["build_characters", "open_library", "split_parts", "train_byte_level_bpe"]
 
 
 def build_characters(texts: Iterable[str], special_tokens: Sequence[str]) -> str:
@@ -59,24 +63,45 @@ def build_characters(texts: Iterable[str], special_tokens: Sequence[str]) -> str
     return str(library.to_str(pretty=True))
 
 
+def split_parts(rule: SplitRule, longest: int | None = None) -> Any:
+    """一条切片规则 → 库的部件；longest：更长的片在这里截断（只在学的时候用）。
+
+    各步依次做：后一步在前一步切出的片里再切
+    """
+    parts: list[Any] = []
+    for step in rule.steps:
+        # isolated：匹配到的各自成片，没匹配到的也保留，一个字符都不丢
+        if step["type"] == "Split":
+            pattern = tokenizers.Regex(step["pattern"]["Regex"])
+            parts.append(pre_tokenizers.Split(pattern, "isolated"))
+        # 数字一位一片
+        elif step["type"] == "Digits":
+            parts.append(pre_tokenizers.Digits(individual_digits=step["individual_digits"]))
+        # 最后一步总是它：字节写成可见符号；GPT-2 的切法就在它里面
+        else:
+            use_regex = step["use_regex"]
+            parts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex))
+    if longest is not None:
+        # 排在最后：这时一个字节一个符号，截在半个汉字处也无妨，只是少数几次
+        pattern = tokenizers.Regex(rf"[\s\S]{{1,{longest}}}")
+        parts.append(pre_tokenizers.Split(pattern, "isolated"))
+    return pre_tokenizers.Sequence(parts)
+
+
 def train_byte_level_bpe(
-    texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str]
+    texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str], split: str = OWN
 ) -> str:
-    """训练字节级 BPE，写成 tokenizer.json 的内容。
+    """训练字节级 BPE，写成 tokenizer.json 的内容；split 是切片规则的名字，见 split_rules.py。
 
     结果只取决于语料与参数：库并行地数次数，但挑选合并时比较的是次数与编号，与线程无关
     """
     names = check_special_tokens(special_tokens)
     check_vocab_size(vocab_size, len(names))
+    rule = SPLITS[check_choice("split", split, SPLITS)]
     library = tokenizers.Tokenizer(models.BPE())
     # ① 切片，再把每片的字节换成可见符号；次序不能反，规则认的是原来的字符
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            # isolated：匹配到的各自成片，没匹配到的也保留，一个字符都不丢
-            pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    #    自己的规则每片有上限；别家的没有，学的时候另外截短
+    library.pre_tokenizer = split_parts(rule, None if split == OWN else LONGEST_LEARNED)
     library.decoder = decoders.ByteLevel()
     # ② 256 个字节无条件入表：语料里没有的字节，将来也编码得了
     trainer = trainers.BpeTrainer(
@@ -87,6 +112,9 @@ def train_byte_level_bpe(
     )
     # ③ 边读边学：库一次只取一小批文本，语料不必全在内存里
     library.train_from_iterator(checked_texts(texts), trainer)
+    # ④ 写进文件的是规则本身；截短只是为了学得快
+    library.pre_tokenizer = split_parts(rule)
+    library.model.ignore_merges = rule.ignore_merges
     return str(library.to_str(pretty=True))
 
 

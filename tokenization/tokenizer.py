@@ -43,6 +43,7 @@ from tokenization.encoder import Encoder
 from tokenization.file_checks import check_same_ids, parse_specification
 from tokenization.input_checks import END_OF_TEXT, check_alphabet, check_text, checked_texts
 from tokenization.library_backend import build_characters, train_byte_level_bpe
+from tokenization.split_rules import OWN
 from tokenization.stream_decoder import StreamDecoder
 from tokenization.tokenizer_file import (
     fingerprint_of,
@@ -129,13 +130,17 @@ class Tokenizer:
         texts: Iterable[str],
         vocab_size: int,
         special_tokens: Sequence[str] = (END_OF_TEXT,),
+        split: str = OWN,
     ) -> Tokenizer:
         """从语料学出至多 vocab_size 个词元；语料太小、再无可合并的对时会少于此数。
 
+        split：切片规则的名字，本书的或别家的，见 split_rules.py
         >>> Tokenizer.train_bpe(["low low lower"], 260).encode("lower")  # low e r
         [258, 69, 82]
         """
-        return cls(train_byte_level_bpe(texts, vocab_size, special_tokens), "the new tokenizer")
+        return cls(
+            train_byte_level_bpe(texts, vocab_size, special_tokens, split), "the new tokenizer"
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:

@@ -65,6 +65,7 @@ from foundation.allocator import trim_freed_memory
 from foundation.checks import check_choice, check_float, check_int
 from foundation.demonstration import run_demo
 from foundation.files import read_manifest, verify_manifest
+from tokenization.split_rules import OWN, SPLITS
 from tokenization.tokenizer import Tokenizer
 from training.cleaning import Cleaner, Cleaning
 from training.corpus import Spec, corpus_fingerprint, corpus_size, load_corpus, spec_name
@@ -76,7 +77,8 @@ from training.worker_processes import available_cores
 __all__ = ["TOKENIZER_KINDS", "prepare_data", "train_tokenizer"]
 
 # 只给种类时由语料现场训练：前者一字一号，后者是字节级的 BPE。
-TOKENIZER_KINDS = ("characters", "bpe")
+# bpe:NAME 是用别家的切片规则学的字节级 BPE
+TOKENIZER_KINDS = ("characters", "bpe", *(f"bpe:{name}" for name in SPLITS if name != OWN))
 # BPE 最多看这么多字节的语料（约数）。
 TOKENIZER_BYTES = 1 << 27
 # 比这小的语料，一个进程就够快（字节）。
@@ -266,7 +268,7 @@ def _identity(tokenizer: Tokenizer | str, vocab_size: int) -> list[object]:
     # 现成的分词器：内容相同就是同一个，与文件名、存放处无关
     if isinstance(tokenizer, Tokenizer):
         return [tokenizer.fingerprint]
-    return [tokenizer, vocab_size if tokenizer == "bpe" else None]
+    return [tokenizer, None if tokenizer == "characters" else vocab_size]
 
 
 def train_tokenizer(
@@ -298,7 +300,9 @@ def train_tokenizer(
     texts = (document.text for document in islice(documents, 0, None, max(every, 1)))
     # 大小不知道的语料（网上的数据集）没法隔着取，就只取开头的那么多
     # 两种都确定：同样的语料，得到同样的词表
-    return Tokenizer.train_bpe(_up_to(texts, TOKENIZER_BYTES), vocab_size)
+    # "bpe" 之后没有写规则，就是自己的那一条
+    split = kind.partition(":")[2] or OWN
+    return Tokenizer.train_bpe(_up_to(texts, TOKENIZER_BYTES), vocab_size, split=split)
 
 
 def _up_to(texts: Iterable[str], limit: int) -> Iterator[str]:

@@ -69,3 +69,111 @@ def test_groups_get_the_rate_that_our_optimizer_gives_them():
         solution("schedule.04").set_learning_rate(mine, rate)
         set_learning_rate(ours, rate)
         assert [g["lr"] for g in mine] == [g["lr"] for g in ours.param_groups]
+
+
+def some_gradients():
+    return [torch.randn(4, 3), 3 * torch.randn(2, 5), torch.randn(6)]
+
+
+@pytest.mark.parametrize("max_norm", [0.7, 1e3])
+def test_clipping_is_torchs(max_norm):
+    gradients = some_gradients()
+    parameters = [torch.nn.Parameter(torch.zeros_like(g)) for g in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    clipped, length = solution("optimization.01").clip_gradients(gradients, max_norm)
+    torch.testing.assert_close(length, norm)
+    for parameter, gradient in zip(parameters, clipped, strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-5, atol=0)
+
+
+def test_adamw_is_torchs_and_ours():
+    from training.optimizer import adamw_written_out
+
+    parameter = torch.nn.Parameter(torch.randn(4, 3))
+    optimizer = torch.optim.AdamW([parameter], 0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.3)
+    theirs, ours = parameter.detach().clone(), parameter.detach().clone()
+    m, v = torch.zeros(2, 4, 3)
+    own_m, own_v = torch.zeros(2, 4, 3)
+    for step in range(1, 6):
+        gradient = parameter.grad = torch.randn(4, 3)
+        optimizer.step()
+        theirs, m, v = solution("optimization.02").adamw_step(
+            theirs, gradient, m, v, step, 0.02, 0.8, 0.95, 1e-3, 0.3
+        )
+        adamw_written_out(
+            ours, gradient, own_m, own_v, step,
+            learning_rate=0.02, weight_decay=0.3, betas=(0.8, 0.95), eps=1e-3,
+        )  # fmt: skip
+    torch.testing.assert_close(theirs, parameter.detach())
+    torch.testing.assert_close(theirs, ours)
+    torch.testing.assert_close(v, own_v)
+
+
+def bytes_in_training(frozen, trained, make_optimizer):
+    """What really lies in memory after one step: weights, gradients, the optimizer's state."""
+    frozen, trained = (torch.nn.Parameter(torch.randn(n).float()) for n in (frozen, trained))
+    frozen.requires_grad_(False)
+    optimizer = make_optimizer([trained])
+    (trained**2).sum().backward()
+    optimizer.step()
+    state = [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
+    everything = [frozen, trained, trained.grad, *(t for t in state if t.numel() > 1)]
+    return sum(t.numel() * t.element_size() for t in everything)
+
+
+def test_the_predicted_memory_is_what_training_takes():
+    answer = solution("optimization.03")
+    small = 100_000  # a thousandth of the model in the exercise
+    adamw = bytes_in_training(0, small, torch.optim.AdamW)
+    assert answer.total_mb == pytest.approx(adamw * 1000 / 1e6)
+    sgd = bytes_in_training(0, small, lambda p: torch.optim.SGD(p, lr=0.1))
+    assert answer.sgd_mb == pytest.approx(sgd * 1000 / 1e6)
+    lora = bytes_in_training(small, small // 100, torch.optim.AdamW)
+    assert answer.lora_mb == pytest.approx(lora * 1000 / 1e6)
+    assert answer.weights_mb + answer.weights_mb + answer.optimizer_mb == answer.total_mb
+
+
+def test_accumulation_equals_one_large_batch():
+    model = torch.nn.Linear(3, 1)
+    x, y = torch.randn(10, 3), torch.randn(10, 1)
+
+    def model_loss(rows):
+        return ((model(x[rows]) - y[rows]) ** 2).sum(), len(rows)
+
+    pieces = [list(range(6)), [6], [7, 8, 9]]
+    loss, gradients = solution("optimization.04").accumulate(
+        model_loss, pieces, list(model.parameters())
+    )
+    whole = ((model(x) - y) ** 2).mean()
+    assert loss == pytest.approx(float(whole.detach()))
+    for mine, expected in zip(
+        gradients, torch.autograd.grad(whole, model.parameters()), strict=True
+    ):
+        torch.testing.assert_close(mine, expected)
+
+
+def test_the_scale_is_our_loss_scalers():
+    from training.mixed_precision import LossScaler
+
+    scaler = LossScaler(enabled=True, scale=64.0, growth_interval=3)
+    scale, good = 64.0, 0
+    generator = random.Random(1)
+    for _ in range(60):
+        overflowed = generator.random() < 0.2
+        scaler.update(overflowed)
+        scale, good = solution("optimization.05").next_scale(scale, good, overflowed, 3)
+        assert {"scale": scale, "good_steps": good} == scaler.state_dict()
+
+
+def test_a_scaled_update_is_the_plain_one():
+    answer = solution("optimization.06")
+    gradients = some_gradients()
+    parameters = [torch.randn_like(g) for g in gradients]
+    scaled = [64.0 * g for g in gradients]
+    updated, skipped = answer.scaled_update(parameters, scaled, 64.0, 1.5, 0.1)
+    clipped, _ = solution("optimization.01").clip_gradients(gradients, 1.5)
+    assert not skipped
+    for new, old, gradient in zip(updated, parameters, clipped, strict=True):
+        torch.testing.assert_close(new, old - 0.1 * gradient)

@@ -100,6 +100,17 @@ def test_nobody_is_accused_when_the_runner_up_is_near(scores, solution, monkeypa
     assert judged(scores, wrong).mistakes == ()
 
 
+def test_the_contract_is_told_in_words():
+    exercise = find("attention.04")
+    solution = without_marks(exercise.solution)
+    found = judged(exercise, solution.replace(".tril(past)", ".tril(past).int()"))
+    assert found.stage == "contract"
+    assert "布尔值" in found.evidence["zh"]
+    found = judged(exercise, solution.replace(".tril(past)", ".tril(past).tolist()"))
+    assert found.stage == "contract"
+    assert "list" in found.evidence["en"]
+
+
 def test_close_to_a_mistake_is_not_that_mistake(scores):
     source = "def attention_scores(q, k):\n    return (q @ k.mT) * 1.0001"
     assert judged(scores, source).mistakes == ()

@@ -14,7 +14,14 @@ from transformer_basics.attention import (
 )
 from transformer_basics.embeddings import LearnedPositions, TokenEmbedding, sinusoidal_table
 from transformer_basics.heads import merge_heads, repeat_heads, split_heads
-from transformer_basics.layers import FeedForward, layer_norm, rms_norm
+from transformer_basics.layers import (
+    FeedForward,
+    LayerNorm,
+    RMSNorm,
+    TransformerBlock,
+    layer_norm,
+    rms_norm,
+)
 from transformer_basics.rotary import RotaryEmbedding, rope_frequencies
 
 
@@ -161,3 +168,31 @@ def test_rotary_positions():
     mine = solved("positions.05")["rotary_scores"](q, k, angles.cos(), angles.sin())
     book = rotary(q, offset=4) @ rotary(k).mT / 8**0.5
     torch.testing.assert_close(mine, book, rtol=1e-5, atol=1e-6)
+
+
+def test_block():
+    torch.manual_seed(1)
+    parts = [
+        (CausalSelfAttention(8, 2), FeedForward(8, 16), LayerNorm(8), RMSNorm(8)) for _ in range(2)
+    ]
+    blocks = [TransformerBlock(*part).double() for part in parts]
+    x = torch.randn(2, 5, 8)
+    layers = [(b.attention_norm, b.attention, b.ffn_norm, b.feed_forward) for b in blocks]
+    close(solved("block.01")["block"](x, *layers[0]), blocks[0](x))
+    close(solved("block.02")["run_layers"](x, layers), blocks[1](blocks[0](x)))
+
+
+def test_predicted_growth_of_the_stream():
+    answers = solved("block.03")
+
+    def measured(scale):
+        stream = torch.randn(100_000)
+        for _ in range(24):
+            stream = stream + scale * torch.randn(100_000)
+        return stream
+
+    assert measured(1.0).var() == pytest.approx(answers["pre_variance"], rel=0.03)
+    assert measured(1.0).std() == pytest.approx(answers["pre_deviation"], rel=0.03)
+    assert measured(24**-0.5).var() == pytest.approx(answers["scaled_variance"], rel=0.03)
+    normed = LayerNorm(1000).double()(measured(1.0).view(100, 1000))
+    assert normed.detach().var() == pytest.approx(answers["post_variance"], rel=0.03)

@@ -47,6 +47,23 @@ def test_a_tokenizer_is_learned_saved_and_measured(capsys, corpus, tmp_path):
     assert "fromzero train --data" in printed
 
 
+def test_a_split_that_llama_cpp_knows_goes_all_the_way_to_gguf(capsys, corpus, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    tok, run, file = tmp_path / "tok", tmp_path / "run", tmp_path / "m.gguf"
+    options = ["--vocab-size", "300", "--split", "llama-bpe", "--out", str(tok)]
+    assert main([*COMMAND, str(corpus), *options]) == 0
+    train = ["train", "--data", str(corpus), "--data-dir", str(tmp_path / "data"), "--steps", "1"]
+    small = ["--n-layers", "1", "--dim", "32", "--n-heads", "2", "--max-seq-len", "16"]
+    for tokenizer in (str(tok), "bpe:qwen2"):
+        words = ["--tokenizer", tokenizer, "--vocab-size", "300", "--out", str(run), "--overwrite"]
+        assert main([*train, *small, *words, "--track", "none"]) == 0, capsys.readouterr().err
+        export = ["export", str(run), "--to", str(file), "--format", "gguf"]
+        assert main(export) == 0, capsys.readouterr().err
+        field = gguf.GGUFReader(file).fields["tokenizer.ggml.pre"]
+        assert field.contents() == ("llama-bpe" if tokenizer == str(tok) else "qwen2")
+        file.unlink()
+
+
 def test_compared_with_another(capsys, corpus, tmp_path):
     Tokenizer.train_bpe(["the moon"], 260).save(tmp_path / "other")
     options = ["--vocab-size", "300", "--out", str(tmp_path / "tok")]

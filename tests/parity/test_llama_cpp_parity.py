@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, processors, trainers
 
 from gpt_model.config import GPTConfig
 from gpt_model.gguf_architecture import ARCHITECTURES
 from gpt_model.gguf_export import export_gguf
-from gpt_model.gguf_tokenizer import IGNORES_MERGES, KNOWN_SPLITS
+from gpt_model.gguf_tokenizer import KNOWN_SPLITS
 from gpt_model.model import GPT
+from tokenization.library_backend import split_parts
+from tokenization.split_rules import SPLITS
 from tokenization.text_pieces import byte_symbols
 from tokenization.tokenizer import Tokenizer
 from tokenization.tokenizer_settings import TokenizerSettings
@@ -139,19 +141,8 @@ TEXTS = [
 
 def library_tokenizer(split):
     """A BPE learned by the tokenizers library with one of the splits that llama.cpp knows."""
-    library = tokenizers.Tokenizer(models.BPE(ignore_merges=split in IGNORES_MERGES))
-    steps = []
-    for kind, *settings in KNOWN_SPLITS[split]:
-        if kind == "ByteLevel":
-            steps.append(
-                pre_tokenizers.ByteLevel(add_prefix_space=settings[0], use_regex=settings[1])
-            )
-        elif kind == "Digits":
-            steps.append(pre_tokenizers.Digits(individual_digits=settings[0]))
-        else:
-            pattern = tokenizers.Regex(settings[0])
-            steps.append(pre_tokenizers.Split(pattern, settings[1].lower(), settings[2]))
-    library.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    library = tokenizers.Tokenizer(models.BPE(ignore_merges=SPLITS[split].ignore_merges))
+    library.pre_tokenizer = split_parts(SPLITS[split])
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=600,
@@ -189,6 +180,13 @@ def test_token_ids_are_ours(tmp_path, split):
         whole = library.encode(text, add_special_tokens=True).ids  # what the file itself rules
         assert answer["special"][i] == whole, text
         assert (whole[0] == 2) == (split == "llama-bpe")
+
+
+@pytest.mark.parametrize("split", KNOWN_SPLITS)
+def test_ids_of_a_tokenizer_that_we_learned_are_ours(tmp_path, split):
+    tokenizer = Tokenizer.train_bpe(TEXTS * 3, 600, split=split)
+    answer = ask(exported(tmp_path, tokenizer, tokenizer.vocab_size), texts=TEXTS)
+    assert answer["plain"] == [tokenizer.encode(text) for text in TEXTS]
 
 
 def test_a_chat_model_ends_where_ours_does(tmp_path):

@@ -177,7 +177,7 @@ def test_a_validation_corpus_of_its_own(source, tmp_path):
 
 def test_mistakes_are_said_before_any_work(source, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "train_tokenizer", None)
-    message = "tokenizer must be one of characters, bpe; got 'bpe2'; did you mean 'bpe'"
+    message = "tokenizer must be one of characters, bpe, bpe:gpt-2.*; got 'bpe2'; did you mean"
     with pytest.raises(ValueError, match=message):
         prepare_data(source, "bpe2", tmp_path / "data")
     with pytest.raises(ValueError, match="vocab_size must be an integer >= 1, got 0"):

@@ -1,0 +1,3 @@
+def block(x, norm_1, attention, norm_2, feed_forward):
+    h = norm_1(attention(x) + x)
+    return norm_2(feed_forward(h) + h)
