@@ -250,6 +250,16 @@ def unequal(yours: Sequence[Outcome], right: Sequence[Outcome], names: str) -> S
     return None
 
 
+def changed(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """An input that is no longer what the caller passed in."""
+    if any(name in mine.changed for mine in yours):
+        return {
+            "zh": f"输入 {name} 被就地改了：调用者手里的那一份也变了",
+            "en": f"the input {name} was changed in place: the caller's copy changed too",
+        }
+    return None
+
+
 EVIDENCE: dict[str, Callable[..., Sentence | None]] = {
     f.__name__: f
     for f in (
@@ -266,6 +276,7 @@ EVIDENCE: dict[str, Callable[..., Sentence | None]] = {
         leak,
         row_shift,
         unequal,
+        changed,
     )
 }
 
