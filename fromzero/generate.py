@@ -15,7 +15,6 @@ from fromzero.option_types import (
     MaybeText,
     Sampling,
     harmless,
-    lengthen,
     open_generator,
 )
 
@@ -89,9 +88,14 @@ def run(options: Options) -> int:
     rule = read_constraint(options)
     prompt = read_prompt(options)
     generator, directory = open_generator(
-        options.model, options.device, options.dtype, options.adapter, fast=options.fast
+        options.model,
+        options.device,
+        options.dtype,
+        options.adapter,
+        fast=options.fast,
+        context=options.context,
+        rope_scaling=options.rope_scaling,
     )
-    lengthen(generator.model, options.context, options.rope_scaling)
     if params.num_return == 1 and params.num_beams == 1 and not params.logprobs:
         pieces = generator.stream(
             prompt, params, cache=cache, sliding=options.sliding, constraint=rule

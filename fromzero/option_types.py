@@ -269,11 +269,14 @@ def open_generator(
     adapter: Path | None = None,
     *,
     fast: bool = False,
+    context: int | None = None,
+    rope_scaling: str | None = None,
 ) -> tuple[TextGenerator, Path]:
     """Load a model ready to write; fast prepares it for decoding where that helps (a CPU)."""
     from inference.generator import TextGenerator
 
     model, tokenizer, directory = open_model(path, device, dtype, adapter)
+    lengthen(model, context, rope_scaling)  # before it is prepared: positions go in too
     if fast and model.device.type == "cpu":
         from inference.prepared import prepare_for_inference
 

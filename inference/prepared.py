@@ -68,6 +68,7 @@ from torch import Tensor, nn
 
 from foundation.compiled_code import CodeUnavailable
 from foundation.demonstration import run_demo
+from gpt_model.caches import CacheSettings
 from gpt_model.config import GPTConfig
 from gpt_model.inputs import build_mask, real_positions
 from gpt_model.model import GPT, GPTOutput
@@ -147,12 +148,13 @@ class PreparedModel(nn.Module):
         return self.model.dtype
 
     def make_cache(
-        self, batch_size: int, *, capacity: int | None = None, kind: str = "static"
+        self, batch_size: int, *, capacity: int | None = None, kind: CacheSettings | str = "static"
     ) -> ModelCache:
-        """见 GPT.make_cache；growing 的也能用，只是走原来的路。
+        """见 GPT.make_cache；别的缓存也能用，只是走原来的路。
 
         类型与权重相同：bfloat16 的模型，K、V 也存 16 位，读的字节少一半
         """
+        # 要哪一种，由解码器说；快路自己认得哪些能用
         return self.model.make_cache(batch_size, capacity=capacity, kind=kind)
 
     @torch.no_grad()

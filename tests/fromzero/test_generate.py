@@ -165,7 +165,11 @@ def test_a_longer_context_reads_a_longer_prompt(rope_model, endless, kind, capsy
     assert main(options) == 2
     assert "max_seq_len) is 64" in capsys.readouterr().err
     assert main([*options, "--context", "256", "--rope-scaling", kind]) == 0
-    assert capsys.readouterr().out.count("9 tokens, ended by length") == 2
+    fast = capsys.readouterr().out
+    assert fast.count("9 tokens, ended by length") == 2
+    # what is compiled for decoding turns by the stretched angles too
+    assert main([*options, "--context", "256", "--rope-scaling", kind, "--no-fast"]) == 0
+    assert capsys.readouterr().out == fast
 
 
 @pytest.mark.parametrize(
