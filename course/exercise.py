@@ -48,6 +48,7 @@ COMPONENTS = (
     "positions",
     "block",
     "sampling",
+    "cache",
     "schedule",
     "optimization",
 )
