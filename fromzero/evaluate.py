@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fromzero.option_types import MaybeInt, MaybePath, MaybeText, lengthen, open_model
+from fromzero.train_data import is_data_directory, open_prepared
 from fromzero.training_options import options_as_json
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Options:
 
     # on a text
     data: MaybeText = None
-    """a file, folder, pattern or corpus name (python-docs, python-code)"""
+    """a file, folder, pattern or corpus name (python-docs, python-code); or a directory of
+    `fromzero data prepare` made with the model's tokenizer: its validation split"""
     context: MaybeInt = None
     """how many tokens the model sees at once; without it, all it can"""
     rope_scaling: MaybeText = None
@@ -139,24 +141,30 @@ def measure(
     options: Options, path: Path | None, tasks: list[Task], settings: Settings
 ) -> ModelReport:
     """One model on everything."""
-    from evaluation.perplexity import evaluate_documents
+    from evaluation.perplexity import evaluate_documents, evaluate_shard
     from evaluation.run_tasks import ModelReport, measure_task
     from training.corpus import load_corpus
 
-    documents = None if options.data is None else load_corpus(options.data, errors=options.errors)
+    documents = shard = None
+    if options.data is not None and is_data_directory(options.data):
+        shard = open_prepared(options.data)[1]
+    elif options.data is not None:
+        documents = load_corpus(options.data, errors=options.errors)
     model, tokenizer, directory = open_model(path, options.device, options.dtype, options.adapter)
     if options.rope_scaling is not None:
         lengthen(model, options.context, options.rope_scaling)
     report = ModelReport(str(directory), model.num_parameters())
-    if documents is not None:
-        report.text = evaluate_documents(
-            model,
-            tokenizer,
-            (document.text for document in documents),
-            context=options.context,
-            stride=options.stride,
-            batch_size=options.batch_size,
-        )
+    how = {name: getattr(options, name) for name in ("context", "stride", "batch_size")}
+    if shard is not None:
+        if shard.tokenizer_fingerprint != tokenizer.fingerprint:
+            raise ValueError(
+                f"{options.data} was prepared with another tokenizer than that of {directory}; "
+                "give the text itself"
+            )
+        report.text = evaluate_shard(model, shard, **how)
+    elif documents is not None:
+        texts = (document.text for document in documents)
+        report.text = evaluate_documents(model, tokenizer, texts, **how)
     for task in tasks:
         report.tasks.append(measure_task(model, tokenizer, task, settings))
     if options.lm_eval:

@@ -20,7 +20,7 @@ from fromzero.option_types import (
     newest_run,
     open_model,
 )
-from fromzero.training_options import TrainingOptions, load_options
+from fromzero.training_options import TrainingOptions, load_options, options_as_json
 
 if TYPE_CHECKING:
     from finetuning.lora_config import LoRAConfig
@@ -97,6 +97,9 @@ class Options:
     """also merge the adapter into the model and save that here"""
     max_length: MaybeInt = None
     """conversations with more tokens are left out; without it the model's context"""
+    track: str = "auto"
+    """where curves go too: auto (TensorBoard if it is installed), none, or names joined by commas:
+    tensorboard, wandb, swanlab, mlflow"""
     lora: LoRAOptions = LoRAOptions()
     training: TrainingOptions = TrainingOptions(
         steps=300,
@@ -130,10 +133,12 @@ def run(options: Options) -> int:
     from foundation.devices import seed_everything
     from gpt_model.model_directory import find_model_directory, load_config
     from training.run_directory import RunDirectory
+    from training.trackers import make_trackers
 
     # ① everything that can be wrong is found before anything takes long or is replaced
     check_method(options)
     training = options.training.to_config()
+    make_trackers(options.track)  # unknown, or not installed
     lora = LoRAConfig(**vars(options.lora))
     pairs = read(options)
     base = find_model_directory(newest_run() if options.model is None else options.model)
@@ -217,6 +222,11 @@ def read(options: Options) -> tuple[Sequence[Spoken], Sequence[Spoken]]:
     check_float("held_out", options.held_out, exclusive_minimum=0.0, exclusive_maximum=1.0)
     if options.data is None:
         return docstring_pairs(held_out_fraction=options.held_out)
+    if options.data.is_dir():
+        raise ValueError(
+            f"{options.data} is a folder; finetuning wants one json or jsonl file of conversations "
+            "(tokens of `fromzero data prepare` do not say who speaks)"
+        )
     pairs: Sequence[Spoken]
     if options.prompt_key is None and options.answer_key is None:
         pairs = read_conversations(options.data)
@@ -282,16 +292,21 @@ def build_trainer(
     """The one training loop, with conversations for batches."""
     from finetuning.adapter_files import AdapterHook
     from fromzero.train import OptionsHook
-    from training.hooks import standard_hooks
+    from training.hooks import TrackingHook, standard_hooks
+    from training.trackers import make_trackers
     from training.trainer import Trainer
 
     full = options.method == "full"
-    adapter = [] if full else [AdapterHook(str(options.model))]
+    own: list[Hook] = [*hooks, OptionsHook(options)]
+    if not full:
+        own.append(AdapterHook(str(options.model)))
+    if trackers := make_trackers(options.track):
+        own.append(TrackingHook(trackers, config=options_as_json(options)))
     return Trainer(
         model,
         batches,
         config=training,
-        hooks=[*standard_hooks(), *adapter, *hooks, OptionsHook(options)],
+        hooks=[*standard_hooks(), *own],
         val_batches=exam.once,
         run_dir=options.out,
         tokenizer=tokenizer if full else None,  # makes each checkpoint a whole model directory

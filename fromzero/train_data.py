@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from training.mixture import MixedBatches
     from training.token_shard import TokenShard
 
-__all__ = ["Source", "TrainingData", "is_data_directory", "prepare"]
+__all__ = ["Source", "TrainingData", "is_data_directory", "open_prepared", "prepare"]
 
 
 class Source(NamedTuple):
@@ -136,7 +136,11 @@ def prepare(
         sources: list[Source] = []
         for name, weight in weights:
             if name in prepared:
-                train, val = open_prepared(name, options)
+                if options.validation is not None:
+                    raise ValueError(
+                        f"{name} holds its own validation split; leave --validation out"
+                    )
+                train, val = open_prepared(name)
             else:
                 directory = cache_directory(options, options.data, config.vocab_size)
                 if len(weights) > 1:  # beside the tokenizer they have in common
@@ -185,13 +189,11 @@ def agreed_tokenizer(
     return first
 
 
-def open_prepared(name: str, options: Options) -> tuple[TokenShard, TokenShard]:
+def open_prepared(name: str) -> tuple[TokenShard, TokenShard]:
     """Both splits of a prepared directory, checked against its manifest."""
     from foundation.files import verify_manifest
     from training.token_shard import KIND, TokenShard
 
-    if options.validation is not None:
-        raise ValueError(f"{name} holds its own validation split; leave --validation out")
     path = Path(name).expanduser()
     verify_manifest(path, kind=KIND)
     train, val = (TokenShard.open(path, split, verify=False) for split in ("train", "val"))

@@ -207,7 +207,16 @@ def load_options(options_type: type[T], run_dir: Path) -> T:
         raise ValueError(
             f"cannot resume: {run_dir} has no {OPTIONS_FILE}; no run was started there"
         )
-    return build(options_type, read_json(path), str(path))
+    return build(options_type, renamed(read_json(path)), str(path))
+
+
+def renamed(values: Any) -> Any:
+    """The options of a run that an earlier version started, under the names of today."""
+    if isinstance(values, dict) and "tensorboard" in values:
+        values = dict(values)
+        track = "tensorboard" if values.pop("tensorboard") else "none"
+        values.setdefault("track", track)
+    return values
 
 
 def build(options_type: type[T], values: Any, where: str) -> T:

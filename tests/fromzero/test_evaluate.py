@@ -12,6 +12,7 @@ from fromzero.main import main
 from gpt_model.config import preset
 from gpt_model.model import GPT
 from tokenization.tokenizer import Tokenizer
+from training.prepare import prepare_data
 
 
 @pytest.fixture
@@ -60,6 +61,26 @@ def test_a_longer_context_is_measured_with_stretched_positions(capsys, tiny_mode
     assert len(set(found.values())) == 4
     assert main([*run, "--context", "128"]) == 2  # longer than 32, and no word of how
     assert "context must be an integer >= 1 and <= 32, got 128" in capsys.readouterr().err
+
+
+def test_a_prepared_directory_is_measured_on_its_validation_split(
+    capsys, guessing_model, tiny_model, text_file, tmp_path
+):
+    tokenizer = Tokenizer.load(tiny_model)
+    train, val = prepare_data(text_file, tokenizer, tmp_path / "data", val_fraction=0.3)
+    arguments = ["evaluate", "--data", str(tmp_path / "data"), "--model", str(guessing_model)]
+    assert main(arguments) == 0
+    found = figures(capsys.readouterr().out)
+    assert found["tokens"] == val.n_tokens - 1 != train.n_tokens - 1
+    assert found["perplexity"] == pytest.approx(300, abs=0.01)
+    per_byte = math.log2(300) / val.bytes_per_token
+    assert found["bits per byte"] == pytest.approx(per_byte, abs=1e-3)
+    # ids of another tokenizer mean something else, and would still give a figure
+    other = Tokenizer.train_bpe(["another text"], 260)
+    prepare_data(text_file, other, tmp_path / "other", val_fraction=0.3)
+    arguments[2] = str(tmp_path / "other")
+    assert main(arguments) == 2
+    assert "was prepared with another tokenizer than that of" in capsys.readouterr().err
 
 
 def test_a_folder_counts_every_document(capsys, guessing_model, tmp_path):

@@ -408,3 +408,18 @@ def test_the_base_is_not_where_the_run_goes(finetune, tiny_model, tmp_path):
     words = ("--out", "runs", "--method", "full")
     assert "already exists; give another --out" in refusal(finetune, *words)
     assert contents(tmp_path / "runs/model") == contents(tiny_model)
+
+
+def test_curves_go_where_they_are_sent(finetune, tmp_path):
+    pytest.importorskip("tensorboard")
+    finetune("--steps", "1", "--out", "runs/board", "--track", "tensorboard")
+    assert list((tmp_path / "runs/board/tensorboard").glob("events.*"))
+    finetune("--steps", "1", "--out", "runs/bare", "--track", "none")
+    assert not (tmp_path / "runs/bare/tensorboard").exists()
+    assert "did you mean 'tensorboard'" in refusal(finetune, "--track", "tensorbord")
+
+
+def test_a_folder_is_not_a_file_of_conversations(finetune, tmp_path):
+    (tmp_path / "prepared").mkdir()
+    message = refusal(finetune, "--data", "prepared")
+    assert "prepared is a folder; finetuning wants one json or jsonl file" in message

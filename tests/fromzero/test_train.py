@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from foundation.files import write_json
 from fromzero.main import main
 from fromzero.train import Options, parse
 from fromzero.training_options import (
@@ -280,6 +281,14 @@ def test_curves_go_where_they_are_sent(train, workplace, capsys):
     train("--out", "runs/bare", "--track", "none")
     assert not (workplace / "runs/bare/tensorboard").exists()
     assert Options().track == "auto"
+
+
+@pytest.mark.parametrize(("old", "track"), [(True, "tensorboard"), (False, "none")])
+def test_options_of_an_earlier_version_are_read(tmp_path, old, track):
+    values = options_as_json(Options())
+    del values["track"]
+    write_json(tmp_path / "options.json", {**values, "tensorboard": old})
+    assert load_options(Options, tmp_path) == Options(track=track)
 
 
 def test_an_unknown_tracker_is_refused_before_anything_is_made(train, workplace, capsys):
