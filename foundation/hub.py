@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["download_checkpoint", "is_hub_name"]
+__all__ = ["dataset_commit", "download_checkpoint", "is_hub_name"]
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 SINGLE = "model.safetensors"
@@ -73,6 +73,21 @@ def download_checkpoint(
             f"downloading {name} from {endpoint} was cut off: {first_line(error)}; "
             "what is there already is kept, run the same command again to go on"
         ) from None
+
+
+def dataset_commit(name: str, revision: str | None = None) -> str | None:
+    """The commit that a dataset's branch or tag stands for now; without one, the newest.
+
+    None where that cannot be asked: without the client, without a network, for a wrong name. What
+    is wrong is then said by whatever reads the dataset.
+    """
+    try:
+        endpoint = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+        api = client().HfApi(endpoint=endpoint)
+        commit = api.dataset_info(name, revision=revision, timeout=20).sha
+    except Exception:
+        return None
+    return str(commit) if commit else None
 
 
 def client() -> ModuleType:

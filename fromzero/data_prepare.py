@@ -20,8 +20,9 @@ class Options:
     """Tokenize a corpus of any size into a directory that `fromzero train --data` takes.
 
     Sources are txt, md, py, jsonl (each also .gz) and parquet files, folders, patterns, the names
-    python-docs and python-code, and hf:NAME:CONFIG:SPLIT for a Hugging Face dataset. Memory does
-    not grow with their size; interrupted or killed, the same command goes on where it was.
+    python-docs and python-code, and hf:NAME:CONFIG:SPLIT for a Hugging Face dataset (hf:NAME@COMMIT
+    for that version of it; the one that was read is written down). Memory does not grow with their
+    size; interrupted or killed, the same command goes on where it was.
 
     Examples:
         fromzero data prepare my.txt --out data/mine
@@ -173,5 +174,7 @@ def report(directory: Path, seconds: float, n_read: int) -> str:
     if manifest["cleaning"]:
         rows["dropped"] = f"{n_dropped:,} documents, {sum(cleaned.dropped_bytes.values()):,} bytes"
     lines = [f"{name:<11}{value}" for name, value in rows.items()]
+    versions = manifest.get("revisions", {})  # an older version did not write them
+    lines += [f"{'revision':<11}{spec}: commit {commit}" for spec, commit in versions.items()]
     lines += [f"  {harmless(line)}" for line in cleaned.lines()]
     return "\n".join([*lines, f"\ngo on: fromzero train --data {directory}"])

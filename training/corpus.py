@@ -7,10 +7,10 @@ r"""一个字符串怎样说清「用什么文本训练」，又怎样变成一�
     "a.txt"、"a.jsonl.gz"         单个文件：txt、md、py、jsonl、parquet，前四种可以再 gzip
     "书/"                         文件夹，含子文件夹
     "书/**/*.md"                  通配；** 匹配任意层文件夹
-    "hf:NAME:CONFIG:SPLIT"        Hugging Face 的数据集，边下边读（见 records.py）
+    "hf:NAME@版本:CONFIG:SPLIT"   Hugging Face 的数据集，边下边读（见 records.py）
     "python-docs+书/"             名字与路径可以混用
 
-    spec ──_split──▶ 各部分 ──_locate──▶ 名字或文件表 ──load_corpus──▶ Document, Document, …
+    spec ──split_spec─▶ 各部分 ──_locate──▶ 名字或文件表 ──load_corpus──▶ Document, Document, …
                                   │
                                   └──corpus_fingerprint──▶ 这份语料的「指纹」，变了才需重新分词
 
@@ -35,7 +35,8 @@ $$\text{fingerprint} = \mathrm{SHA256}(\text{spec},\ \text{Python 版本},\
     hf:…              以 hf: 开头                     records.py，边下边读
     书/、a.txt、*.md  文件夹、文件、通配，依次试       documents.py，按后缀
 
-指纹认不出网上的数据集有没有变：它只知道名字。要可重现，就把它下载成文件。
+指纹认不出网上的数据集有没有变：它只知道写法。用的是哪一版，记在数据目录里，见 dataset_versions.py。
+写明了版本（hf:NAME@提交）的，写法里就有它，换了版本指纹也就变了。
 
 常见疑问：
     为什么不用 JSON 或 YAML 描述语料？  一行就够的事，写在命令行上最方便；复杂的先合成一个文件夹。
@@ -50,7 +51,7 @@ $$\text{fingerprint} = \mathrm{SHA256}(\text{spec},\ \text{Python 版本},\
 论文：语料的构成决定模型 — Gao et al., *The Pile*, arXiv:2101.00027。
 
 改哪里：加一个自带的语料 → python_library.py 的 CORPORA；单个文件怎么读 → documents.py；
-        添一种写法（例如「@比例」）→ _split 与 _locate。
+        添一种写法（例如「@比例」）→ split_spec 与 _locate。
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ __all__ = [
     "corpus_size",
     "load_corpus",
     "spec_name",
+    "split_spec",
 ]
 
 # 一份语料怎样写：见文件开头的表；列表表示先后相接。
@@ -109,7 +111,7 @@ def load_corpus(
     警告：有的文件没有内容（其余的有）
     """
     check_choice("errors", errors, ("strict", "replace"))
-    parts = [_locate(part) for part in _split(spec)]
+    parts = [_locate(part) for part in split_spec(spec)]
     # 名字、路径的检查在调用时做完；生成器的函数体要到第一次取值才会执行，错误会冒在别处。
     return _documents(spec_name(spec), parts, errors, text_key, on_read)
 
@@ -138,7 +140,7 @@ def corpus_files(spec: Spec) -> list[Path]:
     """
     # 名字与路径混用时，先后与 spec 里写的一致
     files: list[Path] = []
-    for part in _split(spec):
+    for part in split_spec(spec):
         located = _locate(part)
         if isinstance(located, list):
             files += located
@@ -168,8 +170,8 @@ def corpus_fingerprint(spec: Spec) -> str:
     反过来，只碰了一下修改时间也算「变了」：白做一遍，好过用过期的数据。
     """
     # spec 也算在内：同样的文件换一种写法，文档的先后可能不同
-    facts: list[object] = [_split(spec)]
-    if any(part in CORPORA for part in _split(spec)):
+    facts: list[object] = [split_spec(spec)]
+    if any(part in CORPORA for part in split_spec(spec)):
         facts.append(platform.python_version())
     for path in corpus_files(spec):
         # 绝对路径：同名的 a.txt 在两个文件夹里是两份语料
@@ -178,19 +180,19 @@ def corpus_fingerprint(spec: Spec) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _split(spec: Spec) -> list[str]:
+def split_spec(spec: Spec) -> list[str]:
     """按 + 拆开；但文件名里本来就可以有 +（c++.txt），所以先看整个是不是一条路径。
 
     拆出空的一段（"a++b"）说明那个 + 不是连接号，也当作一条路径，由后面去报「不存在」。
 
-    >>> _split("python-docs+python-code")
+    >>> split_spec("python-docs+python-code")
     ['python-docs', 'python-code']
-    >>> _split("no/such/c++.txt")
+    >>> split_spec("no/such/c++.txt")
     ['no/such/c++.txt']
     """
     # 列表里的每一项各自拆开，先后不变
     if isinstance(spec, (list, tuple)):
-        return [part for each in spec for part in _split(each)]
+        return [part for each in spec for part in split_spec(each)]
     whole = str(spec)
     if not whole.strip():
         raise ValueError(f"the corpus is empty; give a name ({', '.join(CORPORA)}) or a path")

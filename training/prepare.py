@@ -69,6 +69,7 @@ from tokenization.split_rules import OWN, SPLITS
 from tokenization.tokenizer import Tokenizer
 from training.cleaning import Cleaner, Cleaning
 from training.corpus import Spec, corpus_fingerprint, corpus_size, load_corpus, spec_name
+from training.dataset_versions import pinned_once
 from training.shards import check_target, warn_if_shared, write_shards
 from training.token_shard import KIND, TokenShard
 from training.unfinished_work import trained_once, unfinished_work
@@ -173,11 +174,18 @@ def _make(
     workers: int,
 ) -> None:
     """真正去做：训练分词器、清洗、分词、划分；断了再来，从半成品接着做。"""
+    # 记下用户写的，而不是钉住了版本的
+    name = spec_name(spec)
     with unfinished_work(directory) as parts:
-        # ① 分词器；语料读两遍（这里一遍，分词一遍），好过把它整个放进内存
+        # ① 网上的数据集钉住一版：下面要读两遍，断了还要接着读
+        #    问一次就记下；没有网上的语料，这一步什么也不做
+        specs = [spec] if validation is None else [spec, validation]
+        specs, versions = pinned_once(parts, key, specs)
+        # 往下用的都是钉住了的写法；没有可钉的，就是原来的
+        spec, validation = specs[0], None if validation is None else specs[1]
+        # ② 分词器；语料读两遍（这里一遍，分词一遍），好过把它整个放进内存
         if isinstance(tokenizer, str):
             kind, learn = tokenizer, partial(watch, "learning the tokenizer")
-            specs = [spec] if validation is None else [spec, validation]
             tokenizer = trained_once(
                 parts,
                 key,
@@ -187,19 +195,26 @@ def _make(
             )
             # 学词表时内存最多；不还给系统，分词的几个小时里它就一直占着
             trim_freed_memory()
-        # ② 训练集先过，验证集后过同一个 cleaner：与训练集相同的，也算重复
+        # ③ 训练集先过，验证集后过同一个 cleaner：与训练集相同的，也算重复
         cleaner = Cleaner(cleaning)
         how = {**reading, "on_read": partial(watch, "tokenizing")}
         documents = cleaner(load_corpus(spec, **how))
         held_out = None if validation is None else cleaner(load_corpus(validation, **how))
-        # ③ 丢了几篇要读完才知道，所以 late_facts 是函数
+        # ④ 丢了几篇要读完才知道，所以 late_facts 是函数
         write_shards(
             documents,
             tokenizer,
             directory,
             val_fraction=val_fraction,
             val_documents=held_out,
-            facts={"key": key, "corpus": spec_name(spec), "cleaning": cleaning.rules},
+            # 钥匙给程序认，其余给人查：哪份语料、网上的是哪一版、丢过什么
+            # 没有网上的数据集，revisions 就是空的
+            facts={
+                "key": key,
+                "corpus": name,
+                "revisions": versions,
+                "cleaning": cleaning.rules,
+            },
             late_facts=lambda: {"cleaned": cleaner.report.to_dict()},
             progress=progress,
             workers=workers,

@@ -18,6 +18,7 @@ hf: 的写法，三段用冒号隔开，后两段可以省：
     hf:wikitext:wikitext-2-raw-v1          指定配置（config）
     hf:wikitext:wikitext-2-raw-v1:test     再指定哪一份（split）
     hf:roneneldan/TinyStories::validation  默认的配置，validation 那一份
+    hf:roneneldan/TinyStories@main::test   @ 后面是分支、标签或提交，见 dataset_versions.py
     hf:./my_dataset                        自己的文件夹，不需要网络
 
 绝不执行数据集里带的代码：老式的数据集附一个 .py 脚本，运行它就等于运行陌生人的程序。
@@ -31,8 +32,9 @@ hf: 的写法，三段用冒号隔开，后两段可以省：
 行号从 1 数起，跨行组连着数：报错时说「第几行」，你在别的程序里也找得到那一行。
 
 常见疑问：
+    版本写在哪里？        名字后面，@ 与提交（或标签、分支）；几年后还读得到同样的文本。
     没有网怎么办？        先在有网的机器上存成 parquet 或 jsonl，拷过来当普通文件用。
-    网上的数据集变了呢？  流式读不知道版本；要可重现，就下载成文件（指纹会看大小与时间）。
+    网上的数据集变了呢？  准备数据时钉住一版，并记下是哪一版，见 dataset_versions.py。
     文本不叫 text？       --text-key 换成那一栏的名字；没有这一栏会列出有哪些。
     pyarrow 装不上？      jsonl 什么都不用装；parquet 只是省磁盘、少读几栏。
     jsonl 与 parquet 谁快？  只取一栏时 parquet 快；jsonl 每行都要解析全部的键。
@@ -55,7 +57,8 @@ from typing import Any
 from foundation.checks import nearest
 from foundation.demonstration import run_demo
 
-__all__ = ["HUB_MARK", "hub_folder", "hub_rows", "parquet_rows", "text_of_line", "text_of_record"]
+__all__ = ["HUB_MARK", "hub_folder", "hub_rows", "parquet_rows", "split_hub", "text_of_line"]
+__all__ += ["text_of_record"]
 
 # 语料的写法里，以它开头的是 Hugging Face 的数据集。
 HUB_MARK = "hf:"
@@ -189,12 +192,12 @@ def parquet_rows(
 
 
 def hub_rows(spec: str, text_key: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """hf:NAME[:CONFIG][:SPLIT] 的（行号，记录），边下边读，不存成一份。
+    """hf:NAME[@版本][:CONFIG][:SPLIT] 的（行号，记录），边下边读，不存成一份。
 
     错误：写法不对、没装 datasets、没有网、没有这个数据集或这一份：调用时即抛 ValueError；
           读到一半断网，也是 ValueError，说出读到第几行
     """
-    name, config, split = _parse_hub(spec)
+    name, version, config, split = split_hub(spec)
     try:
         import datasets
     except ImportError:
@@ -209,6 +212,7 @@ def hub_rows(spec: str, text_key: str) -> Iterator[tuple[int, dict[str, Any]]]:
             config,
             split=split,
             streaming=True,
+            revision=version,
         )
     except Exception as error:
         hint = ""
@@ -248,19 +252,19 @@ def _rows_of(rows: Any, spec: str) -> Iterator[tuple[int, dict[str, Any]]]:
 def hub_folder(spec: str) -> Path | None:
     """hf:./folder 里的本地文件夹；网上的数据集返回 None。"""
     # 指纹要看本地文件的大小与时间；网上的看不到，只能记名字
-    path = Path(_parse_hub(spec)[0]).expanduser()
+    path = Path(split_hub(spec)[0]).expanduser()
     return path if path.is_dir() else None
 
 
-def _parse_hub(spec: str) -> tuple[str, str | None, str]:
-    r"""拆成 (NAME, CONFIG, SPLIT)；省略的配置是 None，省略的份是 train。
+def split_hub(spec: str) -> tuple[str, str | None, str | None, str]:
+    r"""拆成 (NAME, 版本, CONFIG, SPLIT)；省略的版本、配置是 None，省略的份是 train。
 
-    >>> _parse_hub("hf:wikitext:wikitext-2-raw-v1:test")
-    ('wikitext', 'wikitext-2-raw-v1', 'test')
-    >>> _parse_hub("hf:roneneldan/TinyStories")
-    ('roneneldan/TinyStories', None, 'train')
-    >>> _parse_hub(r"hf:C:\data\mine::test")      # Windows 的盘符不是分隔
-    ('C:\\data\\mine', None, 'test')
+    >>> split_hub("hf:wikitext@v1:wikitext-2-raw-v1:test")
+    ('wikitext', 'v1', 'wikitext-2-raw-v1', 'test')
+    >>> split_hub("hf:roneneldan/TinyStories")
+    ('roneneldan/TinyStories', None, None, 'train')
+    >>> split_hub(r"hf:C:\data\mine::test")      # Windows 的盘符不是分隔
+    ('C:\\data\\mine', None, None, 'test')
     """
     pieces = spec.removeprefix(HUB_MARK).split(":")
     # 冒号在 Windows 的路径里也有，所以先把盘符接回去
@@ -269,9 +273,14 @@ def _parse_hub(spec: str) -> tuple[str, str | None, str]:
         pieces[:2] = [":".join(pieces[:2])]
     # 不够三段的补空的；多于三段的多半是把路径写错了
     name, config, split = [*pieces, "", ""][:3]
+    # 没有写版本，就是最新的那一版
+    version = ""
+    # 真有这样一个文件夹，@ 就是它名字的一部分
+    if not Path(name).expanduser().exists():
+        name, _, version = name.partition("@")
     if len(pieces) > 3 or not name:
         raise ValueError(f"{spec!r} must be {HUB_MARK}NAME, {HUB_MARK}NAME:CONFIG:SPLIT")
-    return name, config or None, split or "train"
+    return name, version or None, config or None, split or "train"
 
 
 def _first_line(error: Exception) -> str:
@@ -296,7 +305,7 @@ def demo() -> None:
     # 只拆写法，不连网
     print("② hf: 的写法")
     for spec in ("hf:wikitext", "hf:wikitext:wikitext-2-raw-v1:test", "hf:./mine::validation"):
-        print(f"   {spec:<36} → {_parse_hub(spec)}")
+        print(f"   {spec:<36} → {split_hub(spec)}")
     try:
         import pyarrow
         import pyarrow.parquet as parquet

@@ -73,6 +73,7 @@ __all__ = ["trained_once", "unfinished_work"]
 LOCK, TOKENIZER_KEY = "lock", "tokenizer.key"
 OURS = re.compile(
     rf"(part|val)-\d+\.safetensors(\.tmp-\w+)?|{LOCK}|tokenizer\.(json|key)(\.tmp-\w+)?"
+    r"|revisions\.json(\.tmp-\w+)?"  # 网上的数据集用的是哪一版，见 dataset_versions.py
     r"|\.tmp\w+"  # safetensors 写到一半的；被杀时会留下
 ).fullmatch
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from foundation.hub import download_checkpoint
+from foundation.hub import dataset_commit, download_checkpoint
 from fromzero.main import main
 
 hub = pytest.importorskip("huggingface_hub")
@@ -62,7 +62,7 @@ class Hub:
         elif path.startswith(f"/api/models/{NAME}/tree/"):
             entries = [self.entry(name) for name in self.files]
             self.reply(handler, json.dumps(entries).encode(), body)
-        elif path.startswith(f"/api/models/{NAME}"):
+        elif path.startswith((f"/api/models/{NAME}", f"/api/datasets/{NAME}")):
             revision = path.partition("/revision/")[2] or "main"
             sha = {"main": SHA, "v1": OLD, SHA: SHA, OLD: OLD}.get(revision)
             if sha is None:
@@ -215,6 +215,15 @@ def test_a_revision_is_pinned_to_its_commit(server):
     assert all(f"/resolve/{OLD}/" in path for path in files)
     with pytest.raises(ValueError, match="someone/tiny has no revision 'v9'"):
         download_checkpoint(NAME, revision="v9")
+
+
+def test_the_commit_of_a_dataset_is_asked_for(server):
+    assert dataset_commit(NAME) == SHA
+    assert dataset_commit(NAME, "v1") == OLD
+    assert dataset_commit(NAME, "v9") is None
+    assert dataset_commit("someone/other") is None
+    server.stop()
+    assert dataset_commit(NAME) is None
 
 
 def test_a_repository_of_pickles_is_refused_before_anything_is_fetched(server):
