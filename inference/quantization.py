@@ -35,7 +35,8 @@ $$\text{每个权重的比特} = b + \frac{16\,[+\,8]}{g}, \qquad
 
 论文：Dettmers & Zettlemoyer 2023, The case for 4-bit precision, arXiv:2212.09720；
       Dettmers et al. 2023, QLoRA, arXiv:2305.14314
-改哪里：哪些层不动 → `quantize` 的 skip；换一种刻度 → integer_weights.py。
+改哪里：哪些层不动 → `quantize` 的 skip；换一种刻度 → integer_weights.py；
+        多一种挑整数的办法 → block_by_block.py 的 METHODS。
 """
 
 from __future__ import annotations
@@ -47,11 +48,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from foundation.checks import check_choice
 from foundation.demonstration import run_demo
 from gpt_model.config import preset
 from gpt_model.model import GPT
+from inference.block_by_block import METHODS, quantize_blocks
 from transformer_basics.embeddings import TokenEmbedding
-from transformer_basics.integer_weights import WeightFormat, encode
+from transformer_basics.integer_weights import WeightFormat, encode, refuse_non_finite
 from transformer_basics.linear import Linear
 from transformer_basics.quantized_linear import (
     PackedWeight,
@@ -74,14 +77,22 @@ def quantize(
     *,
     zero_points: bool = False,
     embeddings: int | None = None,
+    method: str = "rtn",
+    calibration: Tensor | None = None,
+    act_order: bool = False,
+    watch: Callable[[str], None] | None = None,
 ) -> nn.Module:
     """就地把模型里的线性层换成整数的，返回同一个模型；权重从此冻结。
 
     group_size：几个权重一把尺子；None 是一行一把
     skip：名字的最后一节是它们的不换；与别处共用的权重也不换
     embeddings：词嵌入（与它共用或单独的 lm_head）用几比特；None 就不动，查表用原样的
+    method：rtn 直接取整；gptq、awq 要看 calibration 里的词元 (n, T)，只对 GPT；
+            rtn 也给了 calibration，就顺便量出每层的输出误差；act_order 只给 gptq；watch 报进度
     错误：位数、组的大小不对，权重里有 NaN，量化过了，一层也没有 → ValueError；此时模型保持原样
     """
+    check_choice("method", method, METHODS)
+    check_calibration(model, method, calibration, act_order)
     # 写错的位数、组的大小，在动手之前就说
     form = WeightFormat(bits, group_size, zero_points)
     table_form = None if embeddings is None else WeightFormat(embeddings, group_size)
@@ -99,18 +110,46 @@ def quantize(
     if not chosen:
         # 什么也没换却说成功，不如说清楚
         raise ValueError("the model has no Linear layer to quantize")
-    # ② 全部算好再换：半路出错，模型也还是原样
-    made: dict[str, PackedWeight] = {}
+    # ② 全部算好再换：半路出错，模型也还是原样；词表另有自己的位数
+    made = {} if table_form is None else quantized_tables(model, table_form)
     for name, linear in chosen.items():
         with named(name):
-            made[name] = QuantizedLinear.from_linear(linear, form)
-    # 词表另有自己的位数
-    if table_form is not None:
-        made |= quantized_tables(model, table_form)
+            refuse_non_finite(linear.weight)
+            # 各块里的，有校准数据时另做；
+            # 词表的那几个已经做好了
+            if name not in made and (calibration is None or not name.startswith("blocks.")):
+                made[name] = QuantizedLinear.from_linear(linear, form)
+    # 看着输入，一块一块地换；
+    # 出错时它自己会换回来，这时别处还没有动
+    if calibration is not None:
+        assert isinstance(model, GPT)
+        quantize_blocks(
+            model, form, calibration, method, skip=skip, act_order=act_order, watch=watch
+        )
     # ③ 换上去：blocks.0.attention.q_proj 就是 model.blocks[0].attention 的属性 q_proj
     for name, module in made.items():
         replace_module(model, name, module)
     return model
+
+
+def check_calibration(
+    model: nn.Module, method: str, calibration: Tensor | None, act_order: bool
+) -> None:
+    """给的与办法合不合；不合的不悄悄略过。
+
+    错误：gptq、awq 没有词元，或模型不是 GPT；act_order 给了别的办法 → ValueError
+    """
+    # 给错了办法的选项，略过就是骗人
+    if act_order and method != "gptq":
+        raise ValueError(f"act_order belongs to method gptq, got method {method}")
+    if calibration is None:
+        if method != "rtn":
+            raise ValueError(f"method {method} needs calibration: token ids to run the model on")
+        return
+    # 一块一块地走，
+    # 要知道块在哪里
+    if not isinstance(model, GPT):
+        raise ValueError(f"calibration needs a GPT, got {type(model).__name__}")
 
 
 def quantized_tables(model: nn.Module, form: WeightFormat) -> dict[str, PackedWeight]:
@@ -238,19 +277,23 @@ def one_loud_column() -> None:
     公式：输出误差的平方 = Σ_j (Σ_k x_k·δ_jk)²，δ = W − Ŵ；
           输入各维不相关时，第 k 列的一份是 E[x_k²]·‖δ_k‖²
     """
+    # 没有训练过的就够：
     # 一层没有训练过的，各列的误差差不多大
     layer = nn.Linear(256, 256, bias=False)
     rounded = QuantizedLinear.from_linear(layer, WeightFormat(4, 64))
-    # 与输入无关，三种放大都用它
+    # 与输入无关，
+    # 三种放大都用它
     wrong = (layer.weight - rounded.weight).square().sum(dim=0)  # (K,) 每一列的误差
     x = torch.randn(1000, 256)
     print("② 第 7 列的误差占输出误差的几成；256 列，本该各占 0.4%")
     shares = []
     for loud in (1.0, 10.0, 100.0):
-        # 各维的均方 E[x_k²]
+        # 各维的均方 E[x_k²]，
+        # 放大 c 倍，均方是 c² 倍
         sizes = x.square().mean(dim=0)
         sizes[7] *= loud**2
-        # 这一列的一份，除以全部
+        # 这一列的一份，
+        # 除以全部
         shares.append(float(sizes[7] * wrong[7] / (sizes * wrong).sum()))
         print(f"   第 7 维放大 {loud:>3.0f} 倍  {shares[-1]:.1%}")
     # 放大一百倍，平方是一万倍

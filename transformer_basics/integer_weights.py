@@ -59,7 +59,7 @@ from foundation.checks import check_bool, check_choice, check_int
 from foundation.demonstration import run_demo
 
 __all__ = ["BITS", "Packed", "WeightFormat", "decode", "encode", "grouped", "pack", "restore"]
-__all__ += ["round_to_codes", "scales_of", "unpack"]
+__all__ += ["refuse_non_finite", "round_to_codes", "scales_of", "unpack"]
 
 BITS = (4, 8)
 
@@ -201,13 +201,21 @@ def encode(weight: Tensor, form: WeightFormat, shrink: Tensor | float = 1.0) -> 
     shrink：(N, G, 1) 或一个数，每组的范围缩到几成
     错误：有 NaN 或无穷大 → ValueError：它会把整组都变成 NaN
     """
-    if not torch.isfinite(weight).all():
-        raise ValueError("the weight holds NaN or infinite values and cannot be quantized")
+    refuse_non_finite(weight)
     groups = grouped(weight, form)  # (N, G, g)
     scale, zero = scales_of(groups, form, shrink)
     codes = round_to_codes(groups, scale, zero, form)
     # 每组一个的，最后一维是 1，存的时候去掉
     return Packed(pack(codes, form.bits), scale[..., 0], None if zero is None else zero[..., 0])
+
+
+def refuse_non_finite(weight: Tensor) -> None:
+    """有 NaN 或无穷大的权重不量化 → ValueError。
+
+    不拦的话：绝对值最大的就是它，整组的尺子都坏了，而 int8 里看不出来
+    """
+    if not torch.isfinite(weight).all():
+        raise ValueError("the weight holds NaN or infinite values and cannot be quantized")
 
 
 def decode(stored: Packed, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -80,6 +80,8 @@ class PackedWeight(nn.Module):
         # 每组几个由格式与行长一起定：一行一组时，就是行长
         self.rows, self.columns, self.form, self.method = rows, columns, form, method
         self.bits, self.group_size = form.bits, form.group_of(columns)
+        # 校准数据上输出差了几成，见 inference/block_by_block.py；没有校准过就不知道，也不存盘
+        self.output_error: float | None = None
         if stored is None:
             # 形状由格式定，数随后换上来
             groups, kind = form.n_groups(columns), torch.uint8 if form.bits == 4 else torch.int8
