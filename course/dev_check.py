@@ -35,6 +35,8 @@ class Figures:
     mistakes: set[str] = field(default_factory=set)
     planted: int = 0
     exact: int = 0
+    by_hand: int = 0
+    by_hand_exact: int = 0
     pairs: int = 0
     separated: int = 0
     doubles: int = 0
@@ -56,6 +58,7 @@ class Figures:
             f"correct answers         {self.answers}, all of them written differently",
             f"distinct mistakes       {len(self.mistakes)}",
             f"planted                 {self.planted}, diagnosed exactly {self.share_exact:.1%}",
+            f"wrong answers by hand   {self.by_hand}, diagnosed exactly {self.by_hand_exact}",
             f"pairs kept apart        {self.separated} of {self.pairs} ({share:.1%})",
             f"two mistakes at once    {self.doubles}, both named {doubles:.1%}",
             f"false accusations       {self.false_accusations}",
@@ -120,14 +123,15 @@ def check_mistakes(
             if found.stage != "accepted":
                 figures.complaints.append(f"{exercise.id}: {mistake.id} is not accepted: {found}")
             continue
-        planted = [without_marks(patched(exercise, [mistake]))]
-        planted += [s for name, s in exercise.wrong_files().values() if name == mistake.id]
+        by_hand = [s for name, s in exercise.wrong_files().values() if name == mistake.id]
         figures.mistakes.add(mistake.id)
-        for source in planted:
+        figures.by_hand += len(by_hand)
+        for number, source in enumerate([without_marks(patched(exercise, [mistake])), *by_hand]):
             figures.planted += 1
             found = judged(source)
             if found.mistakes == (mistake.id,):
                 figures.exact += 1
+                figures.by_hand_exact += number > 0
                 continue
             figures.complaints.append(f"{exercise.id}: {mistake.id} is diagnosed {found}")
             if found.mistakes and mistake.id not in found.mistakes:

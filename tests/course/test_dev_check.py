@@ -15,3 +15,25 @@ def test_every_mistake_is_recognised_and_nobody_is_accused(component):
     assert figures.mistakes
     assert figures.share_exact >= 0.97
     assert figures.false_accusations == 0
+
+
+def test_a_fault_of_the_course_would_be_found(monkeypatch):
+    """Mutation testing of the mutation testing: a bank that cannot work is complained about."""
+    from course import dev_check, diagnosis
+
+    # a diagnosis that passes everything
+    monkeypatch.setattr(
+        dev_check, "diagnose", lambda e, yours, seed: diagnosis.Diagnosis(e.id, "passed")
+    )
+    figures = check_course(["attention.01"], seed=1)
+    assert any("starter passes" in line for line in figures.complaints)
+    assert figures.exact == 0
+    # one that accuses everybody of the same
+    monkeypatch.setattr(
+        dev_check,
+        "diagnose",
+        lambda e, yours, seed: diagnosis.Diagnosis(e.id, "mistake", ("ATTN-01",)),
+    )
+    figures = check_course(["attention.01"], seed=1)
+    assert figures.false_accusations > 3
+    assert figures.share_exact < 0.97
