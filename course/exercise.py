@@ -47,6 +47,7 @@ COMPONENTS = (
     "ffn",
     "positions",
     "block",
+    "gpt",
     "sampling",
     "cache",
     "schedule",

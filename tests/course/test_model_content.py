@@ -1,10 +1,16 @@
 """The reference solutions of weeks 1 to 4 give what the book's own code gives."""
 
+import math
+
 import pytest
 import torch
 
 from course.exercise import find, without_marks
+from evaluation.perplexity import evaluate_tokens
 from gpt_model.config import preset
+from gpt_model.initialization import WRITES_TO_RESIDUAL
+from gpt_model.loss import language_modeling_loss
+from gpt_model.model import GPT
 from gpt_model.sizes import count_parameters, kv_bytes_per_token
 from transformer_basics.activations import gelu
 from transformer_basics.attention import (
@@ -196,3 +202,88 @@ def test_predicted_growth_of_the_stream():
     assert measured(24**-0.5).var() == pytest.approx(answers["scaled_variance"], rel=0.03)
     normed = LayerNorm(1000).double()(measured(1.0).view(100, 1000))
     assert normed.detach().var() == pytest.approx(answers["post_variance"], rel=0.03)
+
+
+def small_gpt(**changes):
+    config = preset("gpt-micro", vocab_size=17, max_seq_len=8, dim=8, n_heads=2, **changes)
+    return GPT(config).double().eval()
+
+
+def test_gpt_forward():
+    model = small_gpt(n_layers=2, norm="layernorm", position="learned")
+    ids = torch.randint(17, (2, 5))
+    tables = model.token_embedding.weight, model.position_embedding.weight
+    logits = solved("gpt.02")["gpt_forward"](ids, *tables, model.blocks, model.final_norm)
+    close(logits, model(ids).logits)
+    # the tie: both uses of the table give it gradient
+    loss = solved("gpt.05")["next_token_loss"](logits, ids)
+    (mine,) = torch.autograd.grad(loss, tables[0])
+    loss = model(ids[:, :-1], ids[:, 1:]).loss
+    torch.testing.assert_close(mine, torch.autograd.grad(loss, tables[0])[0])
+
+
+def test_initial_std_is_the_one_the_book_draws_with():
+    torch.manual_seed(0)
+    config = preset("gpt2", n_layers=3, dim=256, n_heads=4, vocab_size=500, max_seq_len=64)
+    names = {"attention.out_proj": "w_o", "feed_forward.down_proj": "w_down"}
+    assert {name.split(".")[-1] for name in names} == set(WRITES_TO_RESIDUAL)
+    names |= {"attention.q_proj": "w_q", "feed_forward.up_proj": "w_up"}
+    drawn = dict(GPT(config).named_parameters())
+    initial_std = solved("gpt.01")["initial_std"]
+    for book, name in names.items():
+        measured = drawn[f"blocks.1.{book}.weight"].std().item()
+        assert measured == pytest.approx(initial_std(f"1.{name}", 3, config.init_std), rel=0.02)
+    measured = drawn["token_embedding.weight"].std().item()
+    assert measured == pytest.approx(initial_std("token_table", 3, config.init_std), rel=0.02)
+
+
+def test_predicted_size_of_gpt2():
+    answers, book = solved("gpt.03"), count_parameters(preset("gpt2"))
+    assert answers["token_table"] == book.token_embedding
+    assert answers["position_table"] == book.position_embedding
+    assert 12 * answers["attention"] == book.attention
+    assert 12 * answers["feed_forward"] == book.feed_forward
+    assert answers["norms"] == book.norms
+    assert answers["total"] == book.total == 124_439_808
+
+
+def test_predicted_losses():
+    answers = solved("gpt.04")
+
+    def loss(logits, target):
+        return language_modeling_loss(logits[None, None], torch.tensor([[target]])).item()
+
+    blind = loss(torch.zeros(50257), 7)
+    assert answers["initial_loss"] == pytest.approx(blind, rel=1e-5)
+    assert answers["initial_perplexity"] == pytest.approx(math.exp(blind), rel=1e-4)
+    assert answers["characters_loss"] == pytest.approx(loss(torch.zeros(65), 7), rel=1e-5)
+    assert answers["half_sure_loss"] == pytest.approx(loss(torch.zeros(2), 1), rel=1e-5)
+    assert answers["certain_loss"] == loss(torch.tensor([0.0, 1e4]), 1)
+
+
+def test_losses():
+    logits, ids = torch.randn(3, 5, 7), torch.randint(7, (3, 5))
+    book = language_modeling_loss(logits[:, :-1], ids[:, 1:])
+    mine = solved("gpt.05")["next_token_loss"](logits, ids)
+    torch.testing.assert_close(mine.float(), book)
+    whole = solved("gpt.08")["language_model_loss"](lambda inputs: logits[:, :-1], ids)
+    torch.testing.assert_close(whole.float(), book)
+    for ignore in (-100, 3):
+        targets = torch.where(torch.rand(3, 5) < 0.4, ignore, ids)
+        book = language_modeling_loss(logits, targets, ignore_index=ignore)
+        mine = solved("gpt.06")["masked_loss"](logits, targets, ignore)
+        torch.testing.assert_close(mine.float(), book)
+
+
+def test_perplexity():
+    model = small_gpt(n_layers=1)
+    tokens = torch.randint(17, (40,))
+    whole = evaluate_tokens(model, tokens, context=8, stride=8)
+    losses, counts = [], []
+    for first in range(0, 39, 8):
+        piece = tokens[first : first + 9]
+        losses.append(model(piece[None, :-1], piece[None, 1:]).loss.item())
+        counts.append(len(piece) - 1)
+    assert sum(counts) == whole.n_tokens
+    mine = solved("gpt.07")["perplexity"](losses, counts)
+    assert mine == pytest.approx(whole.perplexity, rel=1e-5)
