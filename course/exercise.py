@@ -52,6 +52,7 @@ COMPONENTS = (
     "cache",
     "schedule",
     "optimization",
+    "training",
 )
 KINDS = ("write", "predict", "repair")
 LANGUAGES = ("zh", "en")

@@ -177,3 +177,143 @@ def test_a_scaled_update_is_the_plain_one():
     assert not skipped
     for new, old, gradient in zip(updated, parameters, clipped, strict=True):
         torch.testing.assert_close(new, old - 0.1 * gradient)
+
+
+def a_model():
+    return torch.nn.Sequential(
+        torch.nn.Embedding(7, 5), torch.nn.Dropout(0.3), torch.nn.Linear(5, 7)
+    )
+
+
+def sum_loss(model, places):
+    targets = (places * 3 + 1) % 7
+    return torch.nn.functional.cross_entropy(model(places), targets, reduction="sum"), len(places)
+
+
+def mean_loss(model, places):
+    total, count = sum_loss(model, places)
+    return total / count
+
+
+def our_training(model, data, steps):
+    from training.train_config import TrainConfig
+    from training.train_step import TrainStep
+
+    config = TrainConfig(
+        steps=steps, learning_rate=0.05, schedule="constant", warmup_steps=2, grad_clip=0.3
+    )
+    cpu = torch.device("cpu")
+    take = TrainStep(model, data, sum_loss, config, device=cpu, precision="fp32")
+    torch.manual_seed(5)
+    return [take(step) for step in range(steps)], take
+
+
+def test_the_loop_and_the_step_train_as_our_trainer_does():
+    batches = [torch.randint(7, (n,)) for n in (9, 4, 6)]
+    ours, step_by_step, whole = a_model(), a_model(), a_model()
+    step_by_step.load_state_dict(ours.state_dict())
+    whole.load_state_dict(ours.state_dict())
+    reports, take = our_training(ours, lambda i: batches[i % 3], 7)
+    rates = [report.learning_rate for report in reports]
+
+    def optimizer_of(model):
+        groups = [
+            {**group, "params": [], "lr": 9.0}
+            for group in take.optimizer.state_dict()["param_groups"]
+        ]
+        where = {id(p): name for name, p in ours.named_parameters()}
+        mine = dict(model.named_parameters())
+        for group, theirs in zip(groups, take.optimizer.param_groups, strict=True):
+            group["params"] = [mine[where[id(p)]] for p in theirs["params"]]
+        return torch.optim.AdamW(groups)
+
+    torch.manual_seed(5)
+    optimizer = optimizer_of(step_by_step)
+    losses = [
+        solution("training.01").train_step(
+            step_by_step, mean_loss, batches[step % 3], optimizer, rate, 0.3
+        )
+        for step, rate in enumerate(rates)
+    ]
+    assert losses == pytest.approx([report.loss for report in reports], rel=1e-6)
+    torch.manual_seed(5)
+    losses = solution("training.06").train(
+        whole, mean_loss, batches, 7, optimizer_of(whole), lambda step: rates[step], 0.3
+    )
+    assert losses == pytest.approx([report.loss for report in reports], rel=1e-6)
+    for a, b, c in zip(*(m.parameters() for m in (ours, step_by_step, whole)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(a, c, rtol=1e-5, atol=1e-7)
+
+
+def test_evaluation_is_ours():
+    from training.held_out import held_out_loss
+
+    model = a_model()
+    batches = [torch.randint(7, (n,)) for n in (9, 2, 6)]
+    ours = held_out_loss(model, sum_loss, batches, device=torch.device("cpu"), precision="fp32")
+    loss = solution("training.02").evaluate(model.train(), sum_loss, batches)
+    assert loss == pytest.approx(ours.loss, rel=1e-6)
+    assert model.training
+
+
+def test_the_predicted_numbers_are_those_of_an_untrained_model():
+    from gpt_model.config import GPTConfig
+    from gpt_model.sizes import flops_per_token, matmul_parameters
+
+    answer = solution("training.03")
+    logits = torch.zeros(8, 4096)
+    loss = torch.nn.functional.cross_entropy(logits, torch.arange(8))
+    assert answer.first_loss == pytest.approx(loss.item())
+    assert answer.first_perplexity == pytest.approx(loss.exp().item())
+    assert answer.steps_per_epoch * answer.tokens_per_step == 2**20
+    config = GPTConfig(vocab_size=99, max_seq_len=8, dim=32, n_layers=2, n_heads=2)
+    n = matmul_parameters(config)
+    # without the attention scores, which grow with the context and which the rule leaves out
+    flops = 2 * flops_per_token(config, 1) - flops_per_token(config, 2)
+    assert flops / n == pytest.approx(answer.training_flops / 1e8 / 1e9)
+
+
+def test_resuming_from_the_saved_state_changes_nothing():
+    answer = solution("training.04")
+    torch.manual_seed(0)
+    batches = [torch.randint(7, (6,)) for _ in range(8)]
+
+    def train_on(model, optimizer, position):
+        for batch in batches[position : position + 4]:
+            solution("training.01").train_step(model, mean_loss, batch, optimizer, 0.05, 1.0)
+
+    model = a_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    train_on(model, optimizer, 0)
+    state = answer.save_state(model, optimizer, 4, 4)
+    train_on(model, optimizer, 4)
+    fresh = a_model()
+    fresh_optimizer = torch.optim.AdamW(fresh.parameters())
+    step, position = answer.load_state(state, fresh, fresh_optimizer)
+    assert step == 4
+    train_on(fresh, fresh_optimizer, position)
+    for a, b in zip(model.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_early_stopping_judges_as_our_state_does():
+    from training.hook_base import EvaluationReport
+    from training.train_state import TrainState
+
+    generator = random.Random(4)
+    for patience in (1, 2, 3):
+        losses = [generator.choice([1.0, 2.0, 3.0, 4.0]) for _ in range(12)]
+        state, epochs = TrainState(), 0
+        for loss in losses:
+            epochs = state.step = epochs + 1
+            report = EvaluationReport(epochs, loss, None, 1, 0.0, state.is_better(loss))
+            state.after_evaluation(report)
+            if state.evaluations_without_gain >= patience:
+                break
+        seen = []
+        best, _ = solution("training.05").train_until_best(
+            torch.nn.Linear(1, 1), lambda m, s=seen: s.append(0),
+            lambda m, s=seen, all_=losses: all_[len(s) - 1], 12, patience,
+        )  # fmt: skip
+        assert (best, len(seen)) == (state.best_loss, epochs)
