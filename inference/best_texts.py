@@ -59,18 +59,18 @@ __all__ = ["best_texts"]
 
 
 def best_texts(
-    request: Request, ids: Sequence[int], guide: TokenGuide | None = None
+    request: Request, ids: Sequence[int], params: SamplingParams, guide: TokenGuide | None = None
 ) -> list[Generation]:
     """一条提示的 num_return 份最好的文本，分高的在前；guide 是这条提示的规则。
 
     形状：ids 一条提示 → num_return 个 Generation，score 从高到低
     错误：不同的写法不够 num_return 种 → ValueError，写明两个数
     """
-    params, row = request.params, request.new_row(ids, guide=guide)
+    row = request.new_row(ids, params, guide=guide)
     # ① 一个词元的地方也没有：唯一的写法是什么也不写
     if row.reason is not None:
         return [row.generation(score=0.0)] * params.num_return  # Generation 不可变，共用无妨
-    decoder, history = request.new_decoder([ids]), None
+    decoder, history = request.new_decoder([ids], row.limit), None
     # 没有惩罚就不记账
     if params.needs_history:
         # 惩罚要看说过什么，提示里的也算。账本也只有一行；分出几条路之后，由 beam_search 跟着重排
@@ -85,7 +85,7 @@ def best_texts(
         # 规则说不能再写了；有规则就没有停止串，不必重放
         if guide is not None:
             return guide.is_over(states(tuple(chosen)), row.limit - len(chosen))
-        return bool(params.stop) and replay(request, ids, chosen).reason is not None
+        return bool(params.stop) and replay(request, ids, params, chosen).reason is not None
 
     # 路 → 规则的状态；没有规则就不划
     states = follow_rule(guide)
@@ -118,7 +118,7 @@ def best_texts(
         )
     # ④ 编号 → 文本；搜索已按分数排好，前几名就是要交的
     return [
-        replay(request, ids, one.ids, guide, noting=params.logprobs).generation(score=one.score)
+        replay(request, ids, params, one.ids, guide, noting=params.logprobs).generation(one.score)
         for one in found[: params.num_return]
     ]
 
@@ -143,6 +143,7 @@ def follow_rule(guide: TokenGuide | None) -> Callable[[tuple[int, ...]], int]:
 def replay(
     request: Request,
     ids: Sequence[int],
+    params: SamplingParams,
     chosen: Sequence[int],
     guide: TokenGuide | None = None,
     *,
@@ -153,7 +154,7 @@ def replay(
     为什么不在搜索时顺手记下？那时有 2b 个候选，多半会被淘汰；选定之后只要记一份
     约定：noting 与 params.logprobs 相同时，交出的才齐全；只问「走完没有」就不必记
     """
-    row = request.new_row(ids, guide=guide)
+    row = request.new_row(ids, params, guide=guide)
     # 规则也一起重放：停下的原因要与当初一致。
     # 不要对数概率：只走文字一侧，不碰模型，便宜
     if not noting:
@@ -161,10 +162,10 @@ def replay(
             row.feed(token)  # 显示的各段由 row 自己攒着
         return row
     # 一行、一步一个词元：与当初写的时候同样的窗口，滑动时也在同样的地方滑动
-    decoder = request.new_decoder([ids])
+    decoder = request.new_decoder([ids], row.limit)
     for token in chosen:
         # 这里的分数没有惩罚：logprobs 说的是模型自己怎么想
-        (note,) = take_notes(decoder.next_logits(), [token], request.params.top_logprobs)
+        (note,) = take_notes(decoder.next_logits(), [token], params.top_logprobs)
         row.feed(token, note)
         # 最后一个不必再喂：后面没有要打的分了
         if row.reason is None:

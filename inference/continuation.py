@@ -48,7 +48,7 @@ import torch
 from torch import Tensor
 
 from foundation.demonstration import run_demo
-from inference.drawing import RowRandom
+from inference.random_stream import RowRandom
 from inference.sampling import SamplingParams, best_tokens
 from inference.stop_strings import StopMatcher
 
@@ -121,13 +121,12 @@ class Continuation:
         guide: TokenGuide | None = None,
     ) -> None:
         self.prompt_ids = prompt_ids  # 只读：账本与解码器也从这里取
-        self.random = random  # 随文本走，不随行号走
+        self.params = params  # 同一批里各行可以不同
+        self._random = random  # 随文本走，不随行号走
         self.stop_ids = tokenizer.stop_ids  # 分词器可以没有「结束」，那就是空的
         self.ids: list[int] = []  # 写了的，不含提示
         self.notes: list[TokenNote] = []
         self.reason: str | None = None  # 还在写就是 None
-        self._with_notes = params.logprobs
-        self._with_top = bool(params.top_logprobs)
         self._pieces: list[str] = []  # 已放行的各段，到最后才拼：边写边拼要反复抄
         # 两道关：先凑字，再查停止串；都有自己的记性，所以每份文本各用一个
         # 提示里有字，写的就是接着它的；只有特殊词元（例如「从头写一篇」）的，是新的开头
@@ -146,16 +145,46 @@ class Continuation:
         self.state = 0 if guide is None else guide.start
         self._check_rule()
 
-    def allowed(self) -> Tensor | None:
-        """下一个词元许写哪些：(V,) 布尔；没有规则就是 None。"""
+    def allowed(self, ahead: Sequence[int] = ()) -> list[Tensor | None]:
+        """下一个词元许写哪些，以及再写了 ahead 里的第一个、前两个…之后：各是 (V,) 布尔。
+
+        形状：k 个 → k + 1 张名单；没有规则的都是 None
+        约定：ahead 须先用 sensible 筛过，否则走进死路，名单是空的
+        """
         if self.guide is None:
-            return None
-        return self.guide.allowed(self.state, self.limit - len(self.ids))
+            return [None] * (len(ahead) + 1)
+        found: list[Tensor | None] = []
+        state, left = self.state, self.limit - len(self.ids)
+        for i in range(len(ahead) + 1):
+            found.append(self.guide.allowed(state, left - i))
+            state = self.guide.step(state, ahead[i]) if i < len(ahead) else state
+        return found
+
+    def sensible(self, ahead: Sequence[int]) -> list[int]:
+        """猜的里面值得批改的一段：规则许可、写了它文章还没完的；从头一个不合的起都不要。"""
+        found: list[int] = []
+        state, left = self.state, self.limit - len(self.ids)
+        for token in ahead:
+            left -= 1
+            if token in self.stop_ids or left < 1:
+                break
+            if self.guide is not None:
+                if not self.guide.allowed(state, left + 1)[token]:
+                    break
+                state = self.guide.step(state, token)
+                if self.guide.is_complete(state) or self.guide.is_over(state, left):
+                    break
+            found.append(token)
+        return found
+
+    def uniform(self, ahead: int = 0) -> float:
+        """抽第 len(ids) + ahead 个词元用的 u；不抽的（贪心、束搜索）给什么都行。"""
+        return 0.0 if self._random is None else self._random.at(len(self.ids) + ahead)
 
     def feed(self, token: int, note: TokenNote | None = None) -> str:
         """收下一个词元，返回现在可以显示的文字；停下的原因写在 reason。
 
-        约定：写完之后不许再喂；note 由调用者按参数给，要记就每步都给
+        约定：写完之后不许再喂；note 里的候选可以比要的多，要记就每步都给
         """
         assert self.reason is None, "this text is finished"
         # 先记下再判断：停下的那个词元也是模型选的
@@ -201,14 +230,15 @@ class Continuation:
         """写完之后的样子；score 由束搜索给。"""
         # 没写完的文本末尾还扣着东西，这时交出去会与 stream 对不上
         assert self.reason is not None, "this text is still being written"
-        # 编号与对数概率原样交出；没要的不给空表而给 None，免得看成「都是零」
-        notes = self.notes
+        # 编号与对数概率原样交出；没要的不给空表而给 None，免得看成「都是零」。
+        # 同一批里有人要得多，候选就都多记了几个：只交自己要的
+        params, n = self.params, self.params.top_logprobs
         return Generation(
             text="".join(self._pieces),
             ids=tuple(self.ids),
             finish_reason=self.reason,
-            logprobs=tuple(note.logprob for note in notes) if self._with_notes else None,
-            top_logprobs=tuple(note.top for note in notes) if self._with_top else None,
+            logprobs=tuple(note.logprob for note in self.notes) if params.logprobs else None,
+            top_logprobs=tuple(note.top[:n] for note in self.notes) if n else None,
             score=score,
         )
 

@@ -27,6 +27,9 @@ $$ C - \lfloor C/2 \rfloor \text{ 个} $$
 
 提示很长时分段预填，每段至多 512 个：注意力的临时内存是「段长 × 已读」，不是「全文 × 全文」。
 
+只有一行时还可以往前看（投机解码，见 speculative.py）：把猜的几个当作已经写了，一起喂进去，每个
+位置的分数一次得到；猜错的用 rewind 退掉，缓存截短到对的为止。
+
 常见疑问：
     为什么不右填充？    右填充时，各行的最后一个词元在不同的列，新词元要插在填充中间，
                         缓存里就留下了洞
@@ -68,6 +71,7 @@ class Decoder:
     """一批正在变长的文本，每行是模型此刻能看到的窗口。
 
     用法：next_logits → 选词 → （keep）→ append → next_logits …
+    往前看：next_logits(猜的) → 批改 → rewind(错了几个) → append …
     形状：B 行，第 b 行 windows[b] 有 n_b 个词元，n_b ≤ C = max_seq_len
     约定：不滑动时，写满 C 的行由调用者用 keep 去掉，否则 append 抛 ValueError
     """
@@ -102,19 +106,28 @@ class Decoder:
         """
         self.cache: ModelCache | None = None
         self.real: Tensor | None = None  # (B, 容量) 布尔，真 = 不是填充；没有填充就是 None
-        self.new: Tensor | None = None  # (B, 1) 还没喂进缓存的词元
+        self.capacity = 0  # 缓存装得下几列
+        self.pending = 0  # 每行末尾有几个词元还没喂进缓存；各行一样多
 
-    def next_logits(self) -> Tensor:
+    @property
+    def room(self) -> int:
+        """此刻往前看得了几个：放得下、不超出上下文；不止一行、下一步要从头读，都是 0。"""
+        if self.cache is None or len(self.windows) > 1 or self.settings.is_endless:
+            return 0
+        return self.capacity - self.cache.length - self.pending
+
+    def next_logits(self, ahead: Sequence[int] = ()) -> Tensor:
         """每行的下一个词元的分数：(B, V)，float32。
 
+        往前看：只有一行时，ahead 的 k ≤ room 个当作已经写了 → (k + 1, V)，每个位置一行
         错误：某行超出上下文 → 模型抛 ValueError，写明两个长度
         """
-        if self.cache is None or self.new is None:
+        if self.cache is None:
             logits = self._read_all()
         else:
-            logits = self._read_new(self.cache, self.new)
+            logits = self._read_new(self.cache, ahead)
         # 选词一律在 float32 里：bf16 只有 8 个有效二进制位，前几名常常并列
-        scores = logits[:, -1, : self.vocab_size].float()  # (B, V)
+        scores = logits[:, -1 - len(ahead) :, : self.vocab_size].flatten(0, 1).float()  # (B, V)
         if self.forbidden is None:
             return scores
         return scores.index_fill(-1, self.forbidden, -math.inf)
@@ -122,13 +135,14 @@ class Decoder:
     def _read_all(self) -> Tensor:
         """预填：左填充成方的，一段一段算完；用缓存的话顺便存下 K、V。"""
         self.n_reads += 1
+        self.pending = 0
         model, lengths = self.model, [len(window) for window in self.windows]
         longest = max(lengths)
         # ① 左填充；填什么编号都行，反正谁也看不见
         padded = [[0] * (longest - len(window)) + window for window in self.windows]
         ids = torch.tensor(padded, device=model.device)  # (B, T)
         # ② 缓存开多长：写完就够；掩码一次开好，以后每步只是切得长一点
-        capacity = min(self.context, longest + max(self.to_write, 0))
+        self.capacity = capacity = min(self.context, longest + max(self.to_write, 0))
         if self.settings.is_endless:
             capacity = longest  # 掩码只管提示；缓存多大由它自己定
         if min(lengths) < longest:
@@ -152,19 +166,29 @@ class Decoder:
             self.real = None
         return output.logits  # type: ignore[no-any-return]
 
-    def _read_new(self, cache: ModelCache, new: Tensor) -> Tensor:
-        """解码：只喂新的一列。
+    def _read_new(self, cache: ModelCache, ahead: Sequence[int]) -> Tensor:
+        """解码：只喂还没喂过的 n 列，多半是 1；往前看时，猜的几个也在内。
 
-        形状：new (B, 1) → (B, 1, V)；掩码要连缓存里的一起说明，长 S = 已缓存 + 1
+        形状：→ (B, 1, V)，往前看是 (1, n, V)；掩码要连缓存里的一起说明，长 S = 已缓存 + n
         """
-        self.new = None  # 喂过就清掉：同一列喂两遍，缓存里就有两份
+        if ahead:
+            self.windows[0].extend(ahead)
+            self.to_write -= len(ahead)
+        if not self.pending:  # 末尾那个已经喂过，分数却没有留着（刚退回到这里）：退一列，再喂一遍
+            cache.truncate(cache.length - 1)
+            self.pending = 1
+        n = self.pending + len(ahead)
+        self.pending = 0  # 喂过就清掉：同一列喂两遍，缓存里就有两份
+        device, alone = self.model.device, not ahead
+        new = torch.tensor([window[-n:] for window in self.windows], device=device)  # (B, n)
         if self.real is None:
-            return self.model(new, cache=cache, last_only=True).logits  # type: ignore[no-any-return]
+            return self.model(new, cache=cache, last_only=alone).logits  # type: ignore[no-any-return]
         # 有填充时，位置按各行真实的长度数；没有填充时，模型自己接着缓存数就对
-        positions = torch.tensor([[len(window) - 1] for window in self.windows], device=new.device)
-        mask = self.real[:, : cache.length + 1]  # (B, S)
+        places = [range(len(window) - n, len(window)) for window in self.windows]
+        positions = torch.tensor([list(row) for row in places], device=device)  # (B, n)
+        mask = self.real[:, : cache.length + n]  # (B, S)
         output = self.model(
-            new, positions=positions, attention_mask=mask, cache=cache, last_only=True
+            new, positions=positions, attention_mask=mask, cache=cache, last_only=alone
         )
         return output.logits  # type: ignore[no-any-return]
 
@@ -188,14 +212,32 @@ class Decoder:
         # 缓存还有空位，就只记下新的一列；满了就丢掉，大家一起从头读。
         # 两种时候会满：有一行写满了上下文（它滑动了），或者短的行被填充顶到了尽头
         if self.cache is not None:
-            if self.cache.length == self.context and not self.settings.is_endless:
+            is_full = self.cache.length + self.pending == self.context
+            if is_full and not self.settings.is_endless:
                 self._forget()
             else:
-                self.new = torch.tensor(tokens, device=self.model.device)[:, None]  # (B, 1)
+                self.pending += 1
+
+    def rewind(self, n: int) -> None:
+        """只有一行时，退掉最后 n 个：猜错的，就当从来没有写过。
+
+        约定：至少留一个词元，否则没有可以接着写的
+        """
+        if not n:
+            return
+        assert len(self.windows) == 1, "only a single row can be rewound"
+        assert n < len(self.windows[0]), "at least one token must stay"
+        del self.windows[0][-n:]
+        self.to_write += n
+        # 还没喂的先退；喂过的从缓存末尾截掉
+        fed = max(0, n - self.pending)
+        self.pending = max(0, self.pending - n)
+        if self.cache is not None and fed:
+            self.cache.truncate(self.cache.length - fed)
 
     def keep(self, rows: Sequence[int]) -> None:
         """第 i 行变成原来的第 rows[i] 行：写完的去掉，束搜索的复制；要在 append 之前调用。"""
-        assert self.new is None, "keep comes before append"
+        assert not self.pending, "keep comes before append"
         if list(rows) == list(range(len(self.windows))):
             return  # 没有变化，省去抄一遍缓存
         self.windows = [list(self.windows[row]) for row in rows]

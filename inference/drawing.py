@@ -10,10 +10,10 @@ $$F_i = \sum_{j \le i} p_j \qquad \text{抽到} = \min\{\, i : F_i > u \,\}$$
                         ▲
                      u = 0.62 → 日
 
-每行每步只用掉一个 u，而且来自这一行自己的随机源。由此：
+每行每步只用掉一个 u，由（种子，第几份，第几个词元）直接算出（见 random_stream.py）。由此：
 
   · 成批不改变结果：别的行抽不抽、抽了几次，都动不到这一行的随机数；
-  · 流式与否、有没有缓存，都一样；换一台机器，CPU 上的随机源也给同样的数列；
+  · 流式与否、有没有缓存、一步写几个，都一样；换一台机器，也是同样的数列；
   · 共用一个随机源（torch.multinomial 的默认做法）就没有这些保证，多一行全乱。
 
 保证的是随机数相同。分数本身还带着浮点舍入：批的大小不同，加法的次序可能不同，末位会差一点；
@@ -23,12 +23,11 @@ $$F_i = \sum_{j \le i} p_j \qquad \text{抽到} = \min\{\, i : F_i > u \,\}$$
 
 文献：Devroye 1986《Non-Uniform Random Variate Generation》第 II 章。
 
-改哪里：换一种抽法（如 Gumbel-max）→ draw；换种子的规则 → RowRandom。
+改哪里：换一种抽法（如 Gumbel-max）→ draw；换种子的规则 → random_stream.py。
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 
@@ -36,53 +35,42 @@ import torch
 from torch import Tensor
 
 from foundation.demonstration import run_demo
+from inference.random_stream import RowRandom
 
-__all__ = ["RowRandom", "check_scores", "draw"]
-
-
-class RowRandom:
-    """一行文本自己的随机源：由（种子，第几份）决定，与它在批里的位置无关。
-
-    同一个种子下，每条提示的第 i 份用的是同一串随机数：提示不同，文本自然不同
-    """
-
-    BLOCK = 64  # 一次取一批，免得每步都为一个数去调用 torch
-
-    def __init__(self, seed: int, sample: int = 0) -> None:
-        # 先把（种子，份）搅匀：随机源只认种子的低 32 位，而相邻的种子不该给出相近的数
-        digest = hashlib.sha256(f"{seed},{sample}".encode()).digest()
-        self.generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
-        self.waiting: list[float] = []
-
-    def next(self) -> float:
-        """下一个 u ∈ [0, 1)。"""
-        if not self.waiting:
-            block = torch.rand(self.BLOCK, generator=self.generator, dtype=torch.float64)
-            self.waiting = block.tolist()[::-1]  # 倒过来放，从末尾取最省事
-        return self.waiting.pop()
+__all__ = ["check_scores", "draw", "drawing_device"]
 
 
-def draw(logits: Tensor, uniforms: Sequence[float] | Tensor) -> Tensor:
-    """按 softmax(logits) 给每行抽一个：第 b 行用掉 uniforms[b]。
+def drawing_device(device: torch.device) -> torch.device:
+    """在哪里抽：就在分数所在的地方；苹果的 GPU 没有 float64，回到 CPU 上。"""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def draw(
+    logits: Tensor, uniforms: Sequence[float] | Tensor, temperature: Tensor | float = 1.0
+) -> Tensor:
+    """按 softmax(logits / τ) 给每行抽一个：第 b 行用掉 uniforms[b]。
 
     公式：min{ i : F_i > u·F_V }，F 是概率的累加
-    形状：logits (B, V)、uniforms (B,) → (B,) int64
+    形状：logits (B, V)、uniforms (B,)、temperature 一个数或 (B, 1) → (B,) int64
     约定：概率为 0 的（分数 −∞）永远不会抽到；全行 −∞ 请先用 check_scores 拒绝
     """
     # ① float64 里算；苹果的 GPU 没有 float64，就回到 CPU 上抽
-    device = torch.device("cpu") if logits.device.type == "mps" else logits.device
+    device = drawing_device(logits.device)
     wide = logits.to(device).double()
-    weights = (wide - wide.amax(dim=-1, keepdim=True)).exp()  # (B, V)，不必除以总和
-    # ② 累加。GPU 上分块并行地加，相邻两项可能因舍入而微微倒退；
-    #    把没有地盘的一律记 0，它们就无论如何也不会被选中
-    total = weights.cumsum(dim=-1).masked_fill(weights == 0, 0.0)  # (B, V)
-    largest = total.amax(dim=-1, keepdim=True)  # (B, 1)
-    # ③ 最大的权重是 1，所以 F_V ≥ 1；u 至多是 1 − 2⁻⁵³，u·F_V 舍入之后仍小于 F_V：
-    #    总有一个超过它，不必为「恰好落在最右端」另写一段
+    scaled = (wide - wide.amax(dim=-1, keepdim=True)) / temperature
+    weights = scaled.exp()  # (B, V)，不必除以总和
+    total = weights.cumsum(dim=-1)  # (B, V)
     u = torch.as_tensor(uniforms, dtype=torch.float64, device=device).view(-1, 1)  # (B, 1)
-    point = u * largest  # (B, 1)
-    # ④ 第一个超过的；argmax 遇到并列取最前面的
-    return (total > point).int().argmax(dim=-1).to(logits.device)
+    # ② 最大的权重是 1，所以 F_V ≥ 1；u 至多是 1 − 2⁻⁵³，u·F_V 舍入之后仍小于 F_V：
+    #    总有一个超过它，不必为「恰好落在最右端」另写一段
+    if device.type == "cpu":
+        # ③ 一项一项地加，只增不减：折半就找得到第一个超过的；没有地盘的与前一个相等，轮不到它
+        place = torch.searchsorted(total, u * total[:, -1:], right=True)  # (B, 1)
+        return place[:, 0].to(logits.device)
+    # ④ GPU 上分块并行地加，相邻两项可能因舍入而微微倒退；
+    #    把没有地盘的一律记 0，再从头看谁先超过：argmax 遇到并列取最前面的
+    total = total.masked_fill(weights == 0, 0.0)
+    return (total > u * total.amax(dim=-1, keepdim=True)).int().argmax(dim=-1)
 
 
 def check_scores(logits: Tensor) -> None:
@@ -119,7 +107,7 @@ def demo() -> None:
 
     # 一次抽一万行：频率与概率之差应当在 √(p(1−p)/n) 的几倍以内
     n, source = 10_000, RowRandom(seed=0)
-    drawn = draw(logits.expand(n, 4), [source.next() for _ in range(n)])
+    drawn = draw(logits.expand(n, 4), [source.at(t) for t in range(n)])
     frequency = torch.bincount(drawn, minlength=4) / n
     spread = (probabilities[0] * (1 - probabilities[0]) / n).sqrt()
     print(f"\n2. 抽 {n:,} 次的频率 " + "  ".join(f"{value:.4f}" for value in frequency.tolist()))
@@ -129,8 +117,8 @@ def demo() -> None:
 
     print("\n3. 第一行抽 12 次：单独抽，与旁边多一行时抽")
     alone, beside = RowRandom(7), (RowRandom(7), RowRandom(8))
-    first = [int(draw(logits, [alone.next()])) for _ in range(12)]
-    pairs = [draw(logits.expand(2, 4), [one.next() for one in beside]) for _ in range(12)]
+    first = [int(draw(logits, [alone.at(t)])) for t in range(12)]
+    pairs = [draw(logits.expand(2, 4), [one.at(t) for one in beside]) for t in range(12)]
     second = [int(pair[0]) for pair in pairs]
     print("   " + "".join(words[i] for i in first) + "\n   " + "".join(words[i] for i in second))
     assert first == second

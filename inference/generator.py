@@ -11,7 +11,7 @@ $$y_t \sim p(\,\cdot \mid x, y_{<t}), \qquad t = 1, 2, \dots$$
 
 三种要法：
   · generate("床前")              写完再交，得到 Generation
-  · generate(["床前", "举头"])    一批一起写；与各自单独写的内容相同
+  · generate(["床前", "举头"])    一批一起写；与各自单独写的内容相同。参数也可以每条提示一组
   · stream("床前")                边写边交，合起来就是 generate 的文本
 
 停在哪里（finish_reason）：写满 max_new_tokens（"length"）、写到停止串（"stop"）、模型自己
@@ -45,7 +45,10 @@ $$y_t \sim p(\,\cdot \mid x, y_{<t}), \qquad t = 1, 2, \dots$$
     缓存        每步只读一个新词元，而不是全文；写得越长，差得越多
     成批        一次搬权重，算 B 行；见 session.py 的演示
     准备        TextGenerator(prepare_for_inference(model), …)：CPU 上快几倍，见 prepared.py
-    这里没有的  投机解码、量化、连续成批（新的提示中途加入）；接口不挡着它们
+    先猜后批改  一次前向定下好几个词元，见 speculative.py
+    这里没有的  连续成批（新的提示中途加入）；接口不挡着它
+
+    先猜后批改何时有用？  一次只写一份、写的东西看得出规律；成批时不猜，见 session.py
 
 常见疑问：
     为什么第一个字出来得慢？    先要把提示整个读一遍（预填），以后每步只读一个词元
@@ -63,6 +66,7 @@ $$y_t \sim p(\,\cdot \mid x, y_{<t}), \qquad t = 1, 2, \dots$$
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -79,9 +83,10 @@ from inference.constraints import Constraints
 from inference.continuation import Generation
 from inference.poet import learn_poems
 from inference.prompts import Prompt, check_sizes, unused_ids
-from inference.request import Request
+from inference.request import ParamsPerPrompt, Request
 from inference.sampling import SamplingParams
 from inference.session import Session
+from inference.speculative import Speculation
 
 if TYPE_CHECKING:
     from gpt_model.model import GPT
@@ -137,56 +142,78 @@ class TextGenerator:
     def generate(  # type: ignore[overload-overlap]
         self,
         prompt: str,
-        params: SamplingParams = ...,
+        params: ParamsPerPrompt = ...,
         *,
         cache: CacheSettings | str = ...,
         sliding: bool = ...,
         constraint: Constraints = ...,
+        speculation: Speculation | None = ...,
     ) -> Generation | list[Generation]: ...
 
     @overload
     def generate(
         self,
         prompt: Sequence[Prompt],
-        params: SamplingParams = ...,
+        params: ParamsPerPrompt = ...,
         *,
         cache: CacheSettings | str = ...,
         sliding: bool = ...,
         constraint: Constraints = ...,
+        speculation: Speculation | None = ...,
     ) -> list[Generation]: ...
 
     def generate(
         self,
         prompt: str | Sequence[Prompt],
-        params: SamplingParams = DEFAULT,
+        params: ParamsPerPrompt = DEFAULT,
         *,
         cache: CacheSettings | str = "static",
         sliding: bool = False,
         constraint: Constraints = None,
+        speculation: Speculation | None = None,
     ) -> Generation | list[Generation]:
         """写完再交。
 
         一段文本、一份 → 一个 Generation；其余都是列表：提示 0 的 num_return 份在前，再是提示 1 的。
         整个列表是一批：内存放不下时，请分几次给
+        params：一组，或者每条提示一组，温度、种子、停止串各管各的
         constraint：只许写合格的，见 constraints.py；一条规则，或者每条提示一条（None 是不限）
+        speculation：先便宜地猜几个再一次批改，文本不变，见 speculative.py；一行时才猜
         """
         # 规则也收在请求里：与参数、开关一样，一次请求之内不变
-        request = self._request(params, cache, sliding, constraint)
+        request = self._request(params, cache, sliding, constraint, speculation)
         # ① 全部查过才开始写：第三条提示太长，不该等前两条写完才说
         encoded = request.encode([prompt] if isinstance(prompt, str) else list(prompt))
         with ready(list(self.model.modules())):
-            # ② 束搜索：每条提示自己占一批，它的几条路就是几行
-            if params.num_beams > 1:
-                # 每条提示各有各的规则；没有规则的是 None
-                pairs = zip(encoded, request.guides(len(encoded)), strict=True)
-                found = [text for ids, guide in pairs for text in best_texts(request, ids, guide)]
-            # ③ 抽样与贪心：所有提示的所有份合成一批，一步一步，直到都写完
-            else:
-                session = request.begin(encoded)
-                while session.active:
-                    session.step()
-                found = [row.generation() for row in session.rows]
-        return found[0] if isinstance(prompt, str) and params.num_return == 1 else found
+            found = self._write(request, encoded)
+        return found[0] if isinstance(prompt, str) and len(found) == 1 else found
+
+    def _write(self, request: Request, encoded: list[list[int]]) -> list[Generation]:
+        """各条提示的各份，按提示的次序排成一列。
+
+        每条提示有自己的参数，所以束搜索的与抽样的可以同在一个列表里
+        """
+        # 一组参数也展开成每条一组：下面就只有一种情形
+        each, guides = request.params_for(len(encoded)), request.guides(len(encoded))
+        # ① 束搜索：每条提示自己占一批，它的几条路就是几行
+        written = {
+            index: best_texts(request, ids, params, guide)
+            for index, (ids, params, guide) in enumerate(zip(encoded, each, guides, strict=True))
+            if params.num_beams > 1
+        }
+        # ② 抽样与贪心：其余提示的所有份合成一批，一步一步，直到都写完
+        rest = [index for index in range(len(encoded)) if index not in written]
+        #    束搜索的那几条不在里面，参数与规则也要跟着挑
+        session = request.only(rest, len(encoded)).begin([encoded[index] for index in rest])
+        while session.active:
+            session.step()
+        # ③ session.rows 的次序不变：每条提示依次取走自己的 n 份
+        rows = iter(session.rows)
+        for index in rest:
+            # 各条提示要的份数可以不同
+            n = each[index].num_return
+            written[index] = [row.generation() for row in itertools.islice(rows, n)]
+        return [text for index in range(len(encoded)) for text in written[index]]
 
     def stream(
         self,
@@ -196,6 +223,7 @@ class TextGenerator:
         cache: CacheSettings | str = "static",
         sliding: bool = False,
         constraint: Constraints = None,
+        speculation: Speculation | None = None,
     ) -> Iterator[str]:
         """边写边交，每次是可以放心显示的一段：不会有半个字，也不会有停止串的开头。
 
@@ -209,7 +237,7 @@ class TextGenerator:
                     f"stream writes one text as it comes: {name} must be 1, "
                     f"got {getattr(params, name)}; use generate"
                 )
-        request = self._request(params, cache, sliding, constraint)
+        request = self._request(params, cache, sliding, constraint, speculation)
         # 与 generate 走同一个 Session，所以文字必然相同。
         # 带 yield 的函数要等到取第一段才开始执行，所以检查放在这里，yield 放在另一个函数里
         return self._pieces(request.begin(request.encode([prompt])))
@@ -230,10 +258,11 @@ class TextGenerator:
 
     def _request(
         self,
-        params: SamplingParams,
+        params: ParamsPerPrompt,
         cache: CacheSettings | str,
         sliding: bool,
         constraint: Constraints,
+        speculation: Speculation | None,
     ) -> Request:
         """把这次要用的东西收在一起，见 request.py。
 
@@ -242,7 +271,10 @@ class TextGenerator:
         # 次序就是 Request 的字段
         # 规则只在这里经过，真正用到它的是 session.py 与 best_texts.py
         return Request(
-            *(self.model, self.tokenizer, params, cache, sliding, self.forbidden, constraint)
+            # 六样是怎样读、怎样写；后两样可有可无
+            *(self.model, self.tokenizer, params, cache, sliding, self.forbidden),
+            constraint,
+            speculation,
         )
 
 

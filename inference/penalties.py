@@ -36,6 +36,7 @@ $$\begin{aligned}
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Protocol
 
 import torch
@@ -77,6 +78,19 @@ class History:
         # 每行恰好一个，下标不会重复，可以放心地就地相加；
         # 若一行里有两个相同的下标，就地相加只会加一次
         self.counts[torch.arange(len(tokens), device=tokens.device), tokens] += 1
+
+    def ahead(self, tokens: Sequence[int]) -> History:
+        """往前看：只有一行时，一个一个地假定写了 tokens，得到 k + 1 行账本；原来的不动。
+
+        第 i 行是「前 i 个都写了」：投机解码的每个位置，惩罚看到的正是写到那里时的账
+        """
+        found = copy(self)
+        steps = torch.tensor(tokens, device=self.counts.device)[:, None]  # (k, 1)
+        added = self.counts.new_zeros(len(tokens) + 1, self.counts.shape[1])  # (k + 1, V)
+        added[1:].scatter_(1, steps, 1.0)
+        found.counts = self.counts + added.cumsum(dim=0)
+        found.in_prompt = self.in_prompt.expand_as(found.counts)
+        return found
 
     def keep(self, rows: Tensor) -> None:
         """第 i 行变成原来的第 rows[i] 行：有的行写完了，束搜索里有的行要复制。"""
@@ -129,11 +143,14 @@ class RepetitionPenalty:
     """说过的（提示里的也算）降一档；θ = 1 不变，θ < 1 反过来鼓励重复。
 
     公式：z > 0 时 z/θ，否则 z·θ；两边都是往下降
+    形状：θ 是一个数，或每行一个 (B, 1)（由 SamplingParams 查过）
     错误：θ ≤ 0 或不是有限数 → ValueError
     """
 
-    def __init__(self, penalty: float) -> None:
-        self.penalty = check_float("repetition_penalty", penalty, exclusive_minimum=0.0)
+    def __init__(self, penalty: float | Tensor) -> None:
+        if not isinstance(penalty, Tensor):
+            penalty = check_float("repetition_penalty", penalty, exclusive_minimum=0.0)
+        self.penalty = penalty
 
     def __call__(self, logits: Tensor, history: History | None = None) -> Tensor:
         """只改说过的词元；说过一次与说过十次一样。
@@ -151,12 +168,16 @@ class FrequencyPenalty:
     """出现惩罚与次数惩罚：只看生成的部分，提示里的不算。
 
     公式：z_v ← z_v − α_p·[c_v > 0] − α_f·c_v；α 可以为负，那就是鼓励
+    形状：α 是一个数，或每行一个 (B, 1)（由 SamplingParams 查过）
     错误：α 不是有限数 → ValueError
     """
 
-    def __init__(self, presence: float = 0.0, frequency: float = 0.0) -> None:
-        self.presence = check_float("presence_penalty", presence)
-        self.frequency = check_float("frequency_penalty", frequency)
+    def __init__(self, presence: float | Tensor = 0.0, frequency: float | Tensor = 0.0) -> None:
+        if not isinstance(presence, Tensor):
+            presence = check_float("presence_penalty", presence)
+        if not isinstance(frequency, Tensor):
+            frequency = check_float("frequency_penalty", frequency)
+        self.presence, self.frequency = presence, frequency
 
     def __call__(self, logits: Tensor, history: History | None = None) -> Tensor:
         """每出现一次都要付一份 α_f，第一次另付 α_p。"""

@@ -53,7 +53,7 @@ from torch import Tensor
 
 from foundation.checks import check_float, check_int
 from foundation.demonstration import new_figure, run_demo, save_figure
-from inference.drawing import RowRandom, check_scores, draw
+from inference.drawing import check_scores, draw
 from inference.parameter_checks import check_parameters
 from inference.penalties import (
     FrequencyPenalty,
@@ -62,6 +62,7 @@ from inference.penalties import (
     LogitsProcessor,
     RepetitionPenalty,
 )
+from inference.random_stream import RowRandom
 
 __all__ = ["MinP", "SamplingParams", "Temperature", "TopK", "TopP", "best_tokens", "sample_next"]
 
@@ -208,6 +209,11 @@ class SamplingParams:
         return self.temperature < GREEDY_BELOW
 
     @property
+    def truncates(self) -> bool:
+        """抽之前要不要淘汰。"""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
     def needs_history(self) -> bool:
         """要不要记下每行说过什么。"""
         plain = self.repetition_penalty == 1.0
@@ -340,7 +346,7 @@ def penalty_and_draws(logits: Tensor) -> None:
     n, source, final = 5_000, RowRandom(seed=0), scores
     for step in params.processors():
         final = step(final, history)
-    drawn = sample_next(final.expand(n, -1), uniforms=[source.next() for _ in range(n)])
+    drawn = sample_next(final.expand(n, -1), uniforms=[source.at(t) for t in range(n)])
     counted, expected = torch.bincount(drawn, minlength=200) / n, final.softmax(dim=-1)[0]
     print(f"   四步之后还剩 {int((expected > 0).sum())} 个候选，抽 {n:,} 次：")
     for name, values in (("概率", expected), ("频率", counted)):

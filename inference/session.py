@@ -2,12 +2,12 @@ r"""一批文本同时往下写，一步里发生什么？——全部秘密都�
 
     ┌──▶ Decoder.next_logits     模型给每行的下一个词元打分       (B, V)
     │    restrict                有规则的行，划掉会写坏的词元     (B, V)
-    │    sample_next             惩罚、温度、淘汰，抽一个         (B,)
+    │    BatchSampler.choose     惩罚、温度、淘汰，抽一个         (B,)
     │    Continuation.feed       每行收下自己的，该显示的显示，该停的停
     │    keep                    写完的行退出，后面的步子更轻
     └─── append                  没写完的行接上新词元，回到开头
 
-每一行都有自己的随机源、自己的停止条件、自己的解码器；行与行之间只共用一次矩阵乘法，
+每一行都有自己的参数、随机数、停止条件、解码器；行与行之间只共用一次矩阵乘法，
 
 $$p(y^{(1)}, \dots, y^{(B)}) = \prod_b p(y^{(b)} \mid x^{(b)})$$
 
@@ -16,11 +16,15 @@ B 行：逐个词元地写时，时间几乎全花在搬权重上，B 行与 1 �
 
 写完的行立刻退出，而不是陪跑到最后：既省计算，也不会在结束之后又写出东西来。
 
-三样东西按行号对齐，必须一起进退，漏掉一样就张冠李戴：
+四样东西按行号对齐，必须一起进退，漏掉一样就张冠李戴：
 
     active    给人看的：第 b 份文本
     decoder   模型看的：第 b 行的窗口、缓存、填充
+    sampler   选词看的：第 b 行的温度、top-k、惩罚
     history   惩罚看的：第 b 行说过什么
+
+只剩一行时，一步可以不止写一个：先猜 k 个，连同末尾那个一起打分，对的都收下（见 speculative.py）。
+别的行还在时不猜：搬一遍权重，已经有几行分摊了。
 
 常见疑问：
     批越大越快吗？      先是：搬一次权重，多算几行几乎不花时间。大到算得比搬得慢之后就不是了；
@@ -30,7 +34,7 @@ B 行：逐个词元地写时，时间几乎全花在搬权重上，B 行与 1 �
                         所以一步里只在拿到编号时问一次
 
 改哪里：让新的提示中途加入（continuous batching）→ step 里 keep 的反面，给 Decoder 加行；
-       换选词的办法 → sampling.py 的 sample_next。
+       换选词的办法 → sampling.py 与 batched_sampling.py。
 """
 
 from __future__ import annotations
@@ -40,17 +44,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from foundation.demonstration import run_demo
+from inference.batched_sampling import BatchSampler
 from inference.constraints import restrict
 from inference.continuation import Continuation, TokenNote, take_notes
 from inference.decoder import Decoder
-from inference.drawing import RowRandom
 from inference.penalties import History
-from inference.sampling import SamplingParams, sample_next
+from inference.random_stream import RowRandom
+from inference.sampling import SamplingParams
+from inference.speculative import Speculation, n_right
 
 if TYPE_CHECKING:
     from gpt_model.model import GPT
+    from inference.guessing import Guesser
     from tokenization.tokenizer import Tokenizer
 
 __all__ = ["Session"]
@@ -60,22 +68,30 @@ class Session:
     """一批正在写的文本；反复 step，直到 active 为空。
 
     rows 按原来的次序保留全部；active 只有还没写完的
-    params 对全批相同；active、decoder、history 的第 b 行是同一份文本，rows 的行号则永远不变
-    约定：行数只减不增；退出的行不再用它的随机源，所以不影响还在写的
+    每行的参数在它自己那里；active、decoder、sampler、history 的第 b 行是同一份文本
+    约定：行数只减不增；rows 的行号永远不变
     """
 
     def __init__(
-        self, rows: Sequence[Continuation], decoder: Decoder, params: SamplingParams
+        self,
+        rows: Sequence[Continuation],
+        decoder: Decoder,
+        speculation: Speculation | None = None,
     ) -> None:
         self.rows = list(rows)  # 全部，次序不变
         self.active = list(rows)  # 还没写完的
         self.decoder = decoder  # 行号跟着 active，不跟着 rows
-        self.processors = params.processors()  # 一批之内不变，不必每步再造
-        self.n_top = params.top_logprobs  # 每步另记几个候选
-        self.with_notes = params.logprobs  # 没要就不算：多一次 (B, V) 的 log-softmax
+        self.speculation = speculation  # None 就老老实实一个一个地写
+        self._guesser: tuple[Continuation, Guesser] | None = None  # 为哪一份文本准备的
+        # 每行一组参数：多半相同，也可以各不相同
+        params = [row.params for row in rows]
+        self.sampler = BatchSampler(params, decoder.model.device)
+        # 有一行要就整批都记，各行只交自己要的；没人要就不算：多一次 (B, V) 的 log-softmax
+        self.with_notes = any(one.logprobs for one in params)
+        self.n_top = max((one.top_logprobs for one in params), default=0)
         self.history: History | None = None
         # 记账要占 (B, V) 两张表，用不着就不记
-        if params.needs_history:
+        if any(one.needs_history for one in params):
             self.history = History(
                 [row.prompt_ids for row in rows],  # 重复惩罚连提示也算
                 vocab_size=decoder.vocab_size,  # 与分数的 V 一致，才能逐格相减
@@ -85,34 +101,101 @@ class Session:
         self._retire()
 
     def step(self) -> list[tuple[Continuation, str]]:
-        """每行写一个词元；返回（哪一份，现在可以显示的文字）。
+        """每行写一个词元，猜中了就多写几个；返回（哪一份，现在可以显示的文字）。
 
         次序：active 的次序；刚写完的也在内，下一步才不见
         形状：B = len(active) → B 对；文字可能是空的（还扣着）
         错误：分数里有 NaN、或每个词元都被禁用 → ValueError
         """
-        # ① 打分，选词。每行用自己的随机数：旁边有谁、有几行，都不影响它
-        #    贪心的行没有随机源，uniforms 就是空的
-        logits = self.decoder.next_logits()  # (B, V)
-        uniforms = [row.random.next() for row in self.active if row.random is not None]
-        #    规则在最前面：划掉的记作 −∞，后面的惩罚、温度、淘汰都不会把它变回来
-        scores = restrict(logits, [row.allowed() for row in self.active])  # (B, V)
-        chosen = sample_next(scores, self.processors, self.history, uniforms or None)  # (B,)
+        began = time.perf_counter()
+        # ① 打分，选词。猜了 k 个，就是一行的 k + 1 个位置；没猜就是 B 行各一个
+        warm = self.decoder.room > 0
+        ahead = self._guess() if warm and self.speculation is not None else []
+        #    有填充、滑动、缓存满了，都是 decoder 的事
+        logits = self.decoder.next_logits(ahead)  # (B, V) 或 (k + 1, V)
+        chosen = self._choose(logits, ahead)  # (B,) 或 (k + 1,)
         tokens = chosen.tolist()  # 整步里唯一一次等 GPU 算完
-        # ② 分给各行；要记对数概率的话，用模型原来的分数，不是惩罚、温度之后的
+        # ② 批改：对的几个，加上其后第一个；没猜时每行就是一个
+        #    mine[b] 是第 b 行这一步写的，至少一个
+        right = n_right(ahead, tokens)
+        mine = [tokens[: right + 1]] if ahead else [[token] for token in tokens]
+        #    要记对数概率的话，用模型原来的分数，不是惩罚、温度之后的
         notes: list[TokenNote | None] = [None] * len(tokens)
         if self.with_notes:
             notes = [*take_notes(logits, tokens, self.n_top)]
-        rows = zip(self.active, tokens, notes, strict=True)
-        shown = [(row, row.feed(token, note)) for row, token, note in rows]
-        #    显示的可能是空串：半个汉字、半个停止串还扣着
-        # ③ 记账、退场、接上，次序不能换：账本与缓存的行号都还是旧的
+        # ③ 分给各行；显示的可能是空串：半个汉字、半个停止串还扣着
+        shown, note = [], iter(notes)
+        for row, several in zip(self.active, mine, strict=True):
+            before, text = len(row.ids), ""
+            # 逐个收：停止串、「结束」、规则都可能在半路说停，后面猜对的也就不要了
+            for token in several:
+                if row.reason is None:
+                    text += row.feed(token, next(note))
+            del several[len(row.ids) - before :]
+            shown.append((row, text))
+        # ④ 记账、退回、退场、接上，次序不能换：账本与缓存的行号都还是旧的
         if self.history is not None:
-            self.history.record(chosen)
+            # 没猜时只有一个位置，B 行一起记；猜了就是一行的几个位置，一个一个记
+            for place in zip(*mine, strict=True):
+                self.history.record(torch.tensor(place, device=logits.device))
+        #    猜错的、没收的，从缓存里退掉
+        self.decoder.rewind(len(ahead) - min(right, len(mine[0])))
+        #    预填的那一步不算：它读的是整段提示，快慢与猜不猜无关
+        if self.speculation is not None and warm:
+            seconds = time.perf_counter() - began
+            self.speculation.after(len(ahead), right, len(mine[0]), seconds)
         going = self._retire()
         if going:
-            self.decoder.append([tokens[row] for row in going])
+            self.decoder.append([mine[row][-1] for row in going])
         return shown
+
+    def _choose(self, logits: Tensor, ahead: Sequence[int]) -> Tensor:
+        """每个位置选一个，照它自己的规则、账本与随机数：旁边有谁、有几行，都不影响它。
+
+        形状：(B, V) → (B,)；往前看了 k 个就是一行的 (k + 1, V) → (k + 1,)
+        """
+        # 每样都是先按行、再按位置排，与 logits 的行对得上。
+        # 规则在最前面：划掉的记作 −∞，后面的惩罚、温度、淘汰都不会把它变回来
+        allowed = [mask for row in self.active for mask in row.allowed(ahead)]
+        scores = restrict(logits, allowed)
+        # 第 t 个词元用第 t 个随机数，不管它是哪一步、第几个位置写的
+        uniforms = [row.uniform(i) for row in self.active for i in range(len(ahead) + 1)]
+        # 惩罚也要看「前面几个都写了」之后的账
+        history = self.history
+        if history is not None and ahead:
+            history = history.ahead(ahead)
+        return self.sampler.choose(scores, history, uniforms)
+
+    def _guess(self) -> list[int]:
+        """猜接下来的几个；不值得、猜不出就是空的。只在剩一行时叫它。"""
+        assert self.speculation is not None
+        (row,) = self.active
+        # 最后一个不必猜：批改时白得一个，恰好写满
+        n = self.speculation.size(min(self.decoder.room, row.limit - len(row.ids) - 1))
+        # 它说不值得猜，多半是量过了
+        if n < 1:
+            return []
+        # 每份文本各有一个猜法：索引、草稿的缓存都跟着文本走
+        # 前一份写完、轮到另一份独自写时，换一个新的
+        if self._guesser is None or self._guesser[0] is not row:
+            self._guesser = row, self.speculation.begin()
+
+        # 草稿也照同样的规矩选，只为像：大模型选什么，与它无关
+        def choose(logits: Tensor, guessed: list[int]) -> int | None:
+            # 猜到文章结束、规则写完，后面就没有要猜的了
+            if len(row.sensible(guessed)) < len(guessed):
+                return None
+            # 只要最后一个位置的：名单、账本、随机数
+            masks = row.allowed(guessed)[-1:]
+            history = self.history if self.history is None else self.history.ahead(guessed)
+            if history is not None:
+                history.keep(torch.tensor([len(guessed)], device=logits.device))
+            # 与 _choose 同样的三步，只是分数来自小模型
+            scores = restrict(logits, masks)
+            return int(self.sampler.choose(scores, history, [row.uniform(len(guessed))]))
+
+        # 翻前文抄来的不管规则，所以再筛一遍
+        return row.sensible(self._guesser[1].guess([*row.prompt_ids, *row.ids], n, choose))
 
     def _retire(self) -> list[int]:
         """写完的行退出批；返回留下的行在旧批里的行号。
@@ -125,6 +208,7 @@ class Session:
             # 全写完了就不必再抄缓存
             if going:
                 self.decoder.keep(going)  # 窗口、缓存、掩码一起裁
+                self.sampler.keep(going)
                 if self.history is not None:
                     self.history.keep(torch.tensor(going, device=self.history.counts.device))
         return going
@@ -178,7 +262,7 @@ def sixty_tokens(model: GPT, tokenizer: Tokenizer, seeds: Sequence[int]) -> list
     rows = [
         Continuation(ids, tokenizer, params, context=256, random=RowRandom(seed)) for seed in seeds
     ]
-    session = Session(rows, Decoder(model, [ids] * len(rows), max_new_tokens=60), params)
+    session = Session(rows, Decoder(model, [ids] * len(rows), max_new_tokens=60))
     while session.active:
         session.step()
     return [row.ids for row in rows]
