@@ -131,6 +131,7 @@ class NeedleTask:
         """
         # 与训练时不同：只问一根，而且知道它埋在哪里
         check_float("depth", depth, 0.0, 1.0)
+        # 键不够八种的，就全用上
         n_needles = min(8, self.n_keys) if n_needles is None else n_needles
         check_int("n_needles", n_needles, 1, self.n_keys)
         ids, keys, values = self.bury(size, length - 2, n_needles, depth, generator)
