@@ -1,7 +1,7 @@
 """你写的零件拼成一个 GPT：你的分词器、你的模型、你的训练、你的采样；这里只有接线。
 
-    bpe ──▶ batch ──▶ gpt_forward ──▶ next_token_loss ──▶ clip ──▶ adamw_step
-     │                  │ embed, block, layer_norm, multi_head_attention, feed_forward
+    bpe ──▶ batch ──▶ gpt_forward ──▶ next_token_loss ──▶ train: clip, adamw_step
+     │                  │ block, layer_norm, multi_head_attention, feed_forward
      │                  ▼
      └── decode ◀── generate: apply_temperature, top_k, draw
 
@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from course.exercise import Exercise, all_exercises
 
@@ -29,7 +29,7 @@ __all__ = ["PARTS", "Sizes", "build_and_train", "gather_parts", "run_parts"]
 PARTS = (
     "train_bpe", "encode", "decode", "batch",
     "gpt_forward", "block", "layer_norm", "multi_head_attention", "feed_forward",
-    "initial_std", "next_token_loss", "clip_gradients", "adamw_step", "learning_rate",
+    "initial_std", "next_token_loss", "clip_gradients", "adamw_step", "learning_rate", "train",
     "generate", "apply_temperature", "top_k", "softmax", "draw",
 )  # fmt: skip
 
@@ -100,16 +100,14 @@ def import_file(path: Path) -> dict[str, Any]:
     return vars(module)
 
 
-class Model:
-    """Parameters in a dict, and the learner's functions that use them."""
+class Model(nn.Module):
+    """The weights, and the learner's functions that use them."""
 
     def __init__(self, parts: SimpleNamespace, vocab_size: int, sizes: Sizes) -> None:
-        self.parts, self.sizes, self.weights = parts, sizes, {}
+        super().__init__()
+        self.parts, self.sizes = parts, sizes
         width, hidden = sizes.dim, 4 * sizes.dim
-        shapes = {
-            "token_table": (vocab_size, width),
-            "position_table": (sizes.block_size, width),
-        }
+        shapes = {"token_table": (vocab_size, width), "position_table": (sizes.block_size, width)}
         for layer in range(sizes.n_layers):
             shapes |= {f"{layer}.{name}": (width, width) for name in ("w_q", "w_k", "w_v", "w_o")}
             shapes |= {f"{layer}.w_up": (hidden, width), f"{layer}.w_down": (width, hidden)}
@@ -120,49 +118,74 @@ class Model:
         for layer in range(sizes.n_layers):
             self.weights[f"{layer}.b_up"] = torch.zeros(hidden)
             self.weights[f"{layer}.b_down"] = torch.zeros(width)
-        for norm in (
-            *(f"{layer}.norm_{n}" for layer in range(sizes.n_layers) for n in (1, 2)),
-            "f",
-        ):
+        norms = [f"{layer}.norm_{n}" for layer in range(sizes.n_layers) for n in (1, 2)]
+        for norm in (*norms, "final"):
             self.weights[f"{norm}.weight"] = torch.ones(width)
             self.weights[f"{norm}.bias"] = torch.zeros(width)
-        for weight in self.weights.values():
-            weight.requires_grad_(True)
+        for name, weight in self.weights.items():
+            self.weights[name] = nn.Parameter(weight)
+            self.register_parameter(name.replace(".", "_"), self.weights[name])
 
     def norm(self, name: str) -> Callable[[Tensor], Tensor]:
         """The learner's layer norm with the weights of one place."""
-        weights = self.weights
-        return lambda x: self.parts.layer_norm(
-            x, weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-5
-        )
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return lambda x: self.parts.layer_norm(x, weight, bias, 1e-5)
 
     def block(self, layer: int) -> Callable[[Tensor], Tensor]:
         """One of the learner's blocks."""
-        w = {name.split(".", 1)[1]: value for name, value in self.weights.items()
-             if name.startswith(f"{layer}.")}  # fmt: skip
+
+        def weights(*names: str) -> list[Tensor]:
+            return [self.weights[f"{layer}.{name}"] for name in names]
 
         def attention(x: Tensor) -> Tensor:
-            heads = self.sizes.n_heads
             found: Tensor = self.parts.multi_head_attention(
-                x, w["w_q"], w["w_k"], w["w_v"], w["w_o"], heads
+                x, *weights("w_q", "w_k", "w_v", "w_o"), self.sizes.n_heads
             )
             return found
 
         def feed_forward(x: Tensor) -> Tensor:
-            found: Tensor = self.parts.feed_forward(
-                x, w["w_up"], w["b_up"], w["w_down"], w["b_down"]
-            )
+            found: Tensor = self.parts.feed_forward(x, *weights("w_up", "b_up", "w_down", "b_down"))
             return found
 
         first, second = self.norm(f"{layer}.norm_1"), self.norm(f"{layer}.norm_2")
         return lambda x: self.parts.block(x, first, attention, second, feed_forward)
 
-    def __call__(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor) -> Tensor:
         """ids (B, T) → logits (B, T, V)."""
         blocks = [self.block(layer) for layer in range(self.sizes.n_layers)]
         tables = self.weights["token_table"], self.weights["position_table"]
-        logits: Tensor = self.parts.gpt_forward(ids, *tables, blocks, self.norm("f"))
+        logits: Tensor = self.parts.gpt_forward(ids, *tables, blocks, self.norm("final"))
         return logits
+
+
+class Optimizer:
+    """Used like those of torch; the arithmetic is the learner's clipping and AdamW."""
+
+    def __init__(self, parts: SimpleNamespace, weights: list[nn.Parameter]) -> None:
+        self.parts, self.weights, self.steps = parts, weights, 0
+        self.param_groups: list[dict[str, Any]] = [{"params": weights, "lr": 0.0}]
+        self.moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in weights]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for weight in self.weights:
+            weight.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of every weight."""
+        self.steps += 1
+        gradients = [w.grad if w.grad is not None else torch.zeros_like(w) for w in self.weights]
+        clipped, _ = self.parts.clip_gradients(gradients, 1.0)
+        rate = self.param_groups[0]["lr"]
+        for index, (weight, gradient) in enumerate(zip(self.weights, clipped, strict=True)):
+            decay = 0.1 if weight.ndim == 2 else 0.0
+            new, m, v = self.parts.adamw_step(
+                weight.detach().clone(), gradient, *self.moments[index], self.steps,
+                rate, 0.9, 0.95, 1e-8, decay,
+            )  # fmt: skip
+            weight.copy_(new)
+            self.moments[index] = m, v
 
 
 def run_parts(
@@ -181,36 +204,36 @@ def run_parts(
     tokens = torch.tensor(parts.encode(text, merges))
     report(f"BPE: {len(merges)} merges, {len(text.encode())} bytes → {len(tokens)} tokens")
     model = Model(parts, 256 + len(merges), sizes)
-    weights = list(model.weights.values())
-    moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in weights]
-    losses = []
-    for step in range(sizes.steps):
-        most = len(tokens) - sizes.block_size - 1
-        starts = torch.tensor([random_.randint(0, most) for _ in range(sizes.batch_size)])
-        inputs, targets = parts.batch(tokens, starts, sizes.block_size)
-        # the loss shifts by itself: it wants the inputs with the last target behind them
-        ids = torch.cat([inputs, targets[:, -1:]], dim=1)
-        logits = model(inputs)
-        padded = torch.cat([logits, logits[:, -1:]], dim=1)
-        loss = parts.next_token_loss(padded, ids)
-        gradients = torch.autograd.grad(loss, weights)
-        clipped, _ = parts.clip_gradients(list(gradients), 1.0)
-        rate = parts.learning_rate(
-            step, sizes.max_rate, sizes.max_rate / 10, sizes.steps // 10, sizes.steps
-        )
-        with torch.no_grad():
-            for index, (weight, gradient) in enumerate(zip(weights, clipped, strict=True)):
-                decay = 0.1 if weight.ndim == 2 else 0.0
-                new, *moment = parts.adamw_step(
-                    weight.detach(), gradient, *moments[index], step + 1, rate, 0.9, 0.95, 1e-8,
-                    decay,
-                )  # fmt: skip
-                weight.copy_(new)
-                moments[index] = tuple(moment)
-        losses.append(float(loss))
-        if step % (sizes.steps // 6) == 0 or step == sizes.steps - 1:
-            report(f"step {step:4}  loss {losses[-1]:.3f}")
-    written = write_on(parts, model, merges, prompt, sizes, random_)
+    weights = list(model.parameters())
+
+    def some_batch() -> Tensor:
+        # a window of inputs and the target behind it: the loss shifts by itself
+        length = sizes.block_size - 1
+        starts = [random_.randint(0, len(tokens) - length - 1) for _ in range(sizes.batch_size)]
+        inputs, targets = parts.batch(tokens, torch.tensor(starts), length)
+        return torch.cat([inputs, targets[:, -1:]], dim=1)
+
+    def loss_fn(trained: nn.Module, ids: Tensor) -> Tensor:
+        report_step()
+        loss: Tensor = parts.next_token_loss(trained(ids), ids)
+        losses.append(loss.item())
+        return loss
+
+    def schedule(step: int) -> float:
+        lowest, warmup = sizes.max_rate / 10, sizes.steps // 10
+        rate = parts.learning_rate(step, sizes.max_rate, lowest, warmup, sizes.steps)
+        return float(rate)
+
+    def report_step() -> None:
+        if losses and (len(losses) - 1) % max(1, sizes.steps // 6) == 0:
+            report(f"step {len(losses) - 1:4}  loss {losses[-1]:.3f}")
+
+    losses: list[float] = []
+    batches = [some_batch() for _ in range(sizes.steps)]
+    optimizer = Optimizer(parts, weights)
+    # clipping is the optimizer's, so the loop's own limit is out of reach
+    parts.train(model, loss_fn, batches, sizes.steps, optimizer, schedule, 1e9)
+    written = write_on(parts, model.eval(), merges, prompt, sizes, random_)
     count = sum(weight.numel() for weight in weights)
     last = sum(losses[-10:]) / len(losses[-10:])
     return Built(losses[0], last, written, time.perf_counter() - began, count), model
@@ -228,7 +251,8 @@ def write_on(
 
     def next_logits(ids: list[int]) -> Tensor:
         with torch.no_grad():
-            return model(torch.tensor([ids]))[0, -1]
+            logits: Tensor = model(torch.tensor([ids]))[0, -1]
+        return logits
 
     def choose(logits: Tensor) -> int:
         rows = parts.top_k(parts.apply_temperature(logits[None], 0.8), 20)
