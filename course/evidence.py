@@ -23,11 +23,12 @@ Sentence = dict[str, str]
 
 
 def show_number(value: Any) -> str:
-    """A value as a person would write it: four digits, short lists."""
+    """A value as a person would write it: four digits, whole numbers in full, short lists."""
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, float):
-        return f"{value:.4g}"
+        whole = value.is_integer() and 1e4 <= abs(value) < 1e15
+        return f"{value:,.0f}" if whole else f"{value:.4g}"
     if isinstance(value, Tensor):
         shape = "×".join(map(str, value.shape))
         return f"tensor({shape})" if value.ndim else show_number(value.item())
@@ -36,6 +37,17 @@ def show_number(value: Any) -> str:
         return f"[{shown}{', …' if len(value) > 8 else ''}]"
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+def show_two(first: Any, second: Any) -> tuple[str, str]:
+    """Two values that differ, with as many digits as it takes to see it."""
+    shown = show_number(first), show_number(second)
+    if shown[0] == shown[1] and isinstance(first, float) and isinstance(second, float):
+        for digits in range(5, 13):
+            shown = f"{first:.{digits}g}", f"{second:.{digits}g}"
+            if shown[0] != shown[1]:
+                break
+    return shown
 
 
 def numbers(outcomes: Sequence[Outcome], name: str) -> list[Tensor]:
@@ -99,8 +111,10 @@ def spread(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sen
     for mine, good in zip(numbers(yours, name), numbers(right, name), strict=False):
         if mine.shape == good.shape and mine.ndim and mine.shape[-1] > 1:
             a, b = mine.reshape(-1, mine.shape[-1])[0], good.reshape(-1, good.shape[-1])[0]
-            mean, variance = show_number(float(a.mean())), show_number(float(a.var(correction=0)))
-            m, v = show_number(float(b.mean())), show_number(float(b.var(correction=0)))
+            mean, variance, m, v = (
+                show_number(round(float(x), 9)) for row in (a, b)
+                for x in (row.mean(), row.var(correction=0))
+            )  # fmt: skip
             return {
                 "zh": f"{name} 第 0 行：均值 {mean}、方差 {variance}，应为 {m}、{v}",
                 "en": f"row 0 of {name}: mean {mean}, variance {variance}; expected {m}, {v}",
@@ -250,6 +264,51 @@ def unequal(yours: Sequence[Outcome], right: Sequence[Outcome], names: str) -> S
     return None
 
 
+def equal_rows(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """Two neighbouring rows that are alike where the expected ones are not."""
+    for mine, good in zip(numbers(yours, name), numbers(right, name), strict=False):
+        if mine.shape != good.shape or mine.ndim < 2 or mine.shape[-2] < 2:
+            continue
+        alike = [(x[..., 1:, :] == x[..., :-1, :]).all(dim=-1) for x in (mine, good)]
+        places = (alike[0] & ~alike[1]).nonzero()
+        if len(places):
+            row = int(places[0, -1])
+            return {
+                "zh": f"{name} 第 {row} 行与第 {row + 1} 行一模一样，不该一样",
+                "en": f"rows {row} and {row + 1} of {name} are the same and should not be",
+            }
+    return None
+
+
+def row_norm(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """The first row whose Euclidean length is not the expected one."""
+    for mine, good in zip(numbers(yours, name), numbers(right, name), strict=False):
+        if mine.shape != good.shape or not mine.ndim:
+            continue
+        lengths, expected = mine.norm(dim=-1), good.norm(dim=-1)
+        wrong = ((lengths - expected).abs() > 1e-4).nonzero()
+        if len(wrong):
+            place = tuple(wrong[0].tolist())
+            a, b = show_two(float(lengths[place]), float(expected[place]))
+            here = list(place) if place else ""
+            return {
+                "zh": f"向量 {name}{here} 的长度 = {a}，应为 {b}",
+                "en": f"the vector {name}{here} has length {a}, not {b}",
+            }
+    return None
+
+
+def value(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
+    """One named result, where it says more than those before it."""
+    mine, good = (
+        [Outcome({name: outcome.values[name]}) for outcome in side if name in outcome.values]
+        for side in (yours, right)
+    )
+    if len(mine) != len(good) or first_difference(mine, good, 1e-4) is None:
+        return None
+    return what_differs(mine, good, 1e-4)
+
+
 def changed(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Sentence | None:
     """An input that is no longer what the caller passed in."""
     if any(name in mine.changed for mine in yours):
@@ -263,22 +322,10 @@ def changed(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Se
 EVIDENCE: dict[str, Callable[..., Sentence | None]] = {
     f.__name__: f
     for f in (
-        row_sum,
-        column_sum,
-        future,
-        spread,
-        size,
-        count,
-        total,
-        ratio,
-        length,
-        misplaced,
-        leak,
-        row_shift,
-        unequal,
-        changed,
+        row_sum, column_sum, future, spread, size, count, total, ratio, length,
+        misplaced, leak, row_shift, equal_rows, row_norm, unequal, value, changed,
     )
-}
+}  # fmt: skip
 
 
 def evidence_of(
@@ -321,7 +368,7 @@ def what_differs(yours: Sequence[Outcome], right: Sequence[Outcome], tolerance: 
             "zh": f"{name} 的形状是 {shapes[0]}，应为 {shapes[1]}",
             "en": f"{name} has shape {shapes[0]}, not {shapes[1]}",
         }
-    number, good = show_number(a), show_number(b)
+    number, good = show_two(a, b)
     return {
         "zh": f"{name}{place} = {number}，应为 {good}",
         "en": f"{name}{place} = {number}, expected {good}",

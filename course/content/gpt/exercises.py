@@ -69,6 +69,43 @@ def logits_and_ids(random_: random.Random, case: int) -> dict[str, Any]:
     }
 
 
+def certain(ids: Tensor, shift: int, vocabulary: int) -> Tensor:
+    """Logits of a model that is rather certain: at t it says token t + shift of the text."""
+    return 3.0 * torch.nn.functional.one_hot(ids.roll(-shift, dims=1), vocabulary).double()
+
+
+def loss_and_known_models(answer: SimpleNamespace, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The loss, and what models get whose every answer is known beforehand."""
+    logits, ids = inputs.values()
+    vocabulary = logits.shape[-1]
+    loss = answer.next_token_loss(logits, ids)
+    known = {
+        "loss_when_certain": certain(ids, 1, vocabulary),
+        "loss_when_copying": certain(ids, 0, vocabulary),
+        "loss_when_skipping_one": certain(ids, 2, vocabulary),
+        "loss_when_reciting_backwards": certain(ids, -1, vocabulary),
+    }
+    return {"loss": loss} | {name: answer.next_token_loss(z, ids) for name, z in known.items()}
+
+
+def model_and_known_models(answer: SimpleNamespace, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same for models that are called: what they say depends on the text alone."""
+    model, tokens, vocabulary = inputs.values()
+
+    def saying(shift: int) -> Tensor:
+        logits = certain(tokens, shift, vocabulary)[:, :-1]
+        found: Tensor = answer.language_model_loss(lambda ids: logits[:, : ids.shape[1]], tokens)
+        return found
+
+    return {
+        "loss": answer.language_model_loss(model, tokens),
+        "loss_when_certain": saying(1),
+        "loss_when_copying": saying(0),
+        "loss_when_skipping_one": saying(2),
+        "loss_when_reciting_backwards": saying(-1),
+    }
+
+
 def logits_and_labels(random_: random.Random, case: int) -> dict[str, Any]:
     """Labels with another number of ignored ones in every row; token 0 is a real label."""
     batch, length, vocabulary, ignore = ((3, 6, 7, -100), (2, 5, 8, 7), (4, 7, 5, 2))[case]
@@ -79,6 +116,16 @@ def logits_and_labels(random_: random.Random, case: int) -> dict[str, Any]:
     for row in range(1, batch):
         targets[row, length - row :] = ignore
     return {"logits": logits, "targets": targets, "ignore": ignore}
+
+
+def several_losses(answer: SimpleNamespace, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The loss, and two more: two single numbers may be equal by chance, six are not."""
+    logits, targets, ignore = inputs.values()
+    return {
+        "loss": answer.masked_loss(logits, targets, ignore),
+        "loss_of_negated_logits": answer.masked_loss(-logits, targets, ignore),
+        "loss_of_halved_logits": answer.masked_loss(logits / 2, targets, ignore),
+    }
 
 
 def losses_and_counts(random_: random.Random, case: int) -> dict[str, Any]:
@@ -101,6 +148,7 @@ def model_and_tokens(random_: random.Random, case: int) -> dict[str, Any]:
     return {
         "model": lambda ids: (table[ids] + attention(table[ids])) @ table.T,
         "tokens": torch.randint(vocabulary, (batch, length)),
+        "vocabulary": vocabulary,
     }
 
 
@@ -124,13 +172,13 @@ EXERCISES = (
         nothing, kind="predict", cases=1, tolerance=1e-3, checkpoint=("week4-loss",),
     ),
     Exercise(
-        "gpt.05", 4, ("next_token_loss",), logits_and_ids, outputs=("loss",),
+        "gpt.05", 4, ("next_token_loss",), logits_and_ids, loss_and_known_models,
         checkpoint=("week4-loss",),
     ),
-    Exercise("gpt.06", 4, ("masked_loss",), logits_and_labels, outputs=("loss",)),
+    Exercise("gpt.06", 4, ("masked_loss",), logits_and_labels, several_losses),
     Exercise("gpt.07", 4, ("perplexity",), losses_and_counts, one_number),
     Exercise(
-        "gpt.08", 4, ("language_model_loss",), model_and_tokens, kind="repair", cases=2,
-        outputs=("loss",), starts_with="LOSS-11",
+        "gpt.08", 4, ("language_model_loss",), model_and_tokens, model_and_known_models,
+        kind="repair", cases=2, starts_with="LOSS-11",
     ),
 )  # fmt: skip

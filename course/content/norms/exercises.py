@@ -9,16 +9,19 @@ import torch
 
 from course.exercise import Exercise
 
-SIZES = ((2, 3, 5, 0.3), (4, 2, 7, 0.5), (3, 4, 6, 0.8))  # batch, length, width, ε
+SIZES = ((2, 3, 5, 1e-5), (4, 2, 7, 0.5), (3, 4, 6, 0.8))  # batch, length, width, ε
 
 
 def tokens(random_: random.Random, case: int) -> dict[str, Any]:
-    """Tokens away from zero; in the second case one whose components are all alike."""
+    """Tokens away from zero; γ = 1 and β = 0 first, so that mean 0 and variance 1 can be seen; in
+    the second case one token whose components are all alike."""
     batch, length, width, eps = SIZES[case]
     x = 2.0 * torch.randn(batch, length, width) + 1.5
     if case == 1:
         x[0, 1] = x[0, 1, 0]
     weight, bias = 1.0 + 0.5 * torch.rand(width), torch.randn(width)
+    if case == 0:
+        weight, bias = torch.ones(width), torch.zeros(width)
     return {"x": x, "weight": weight, "bias": bias, "eps": eps}
 
 

@@ -12,10 +12,12 @@ from course.exercise import Exercise
 
 
 def ids_and_tables(random_: random.Random, case: int) -> dict[str, Any]:
-    """ids (B, T), tables (V, D) and (L, D); more positions than tokens, so that no index fails."""
+    """ids (B, T), tables (V, D) and (L, D); more positions than tokens, so that no index fails.
+    The first texts repeat one token: all that tells it apart is its position."""
     batch, length, vocabulary, width = ((2, 5, 7, 4), (3, 4, 9, 6), (4, 6, 8, 5))[case]
+    ids = torch.randint(vocabulary, (batch, length))
     return {
-        "ids": torch.randint(vocabulary, (batch, length)),
+        "ids": ids[:, :1].repeat(1, length) if case == 0 else ids,
         "token_table": torch.randn(vocabulary, width),
         "position_table": torch.randn(vocabulary + 4, width),
     }
