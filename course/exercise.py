@@ -50,6 +50,7 @@ COMPONENTS = (
     "gpt",
     "sampling",
     "cache",
+    "bpe",
     "schedule",
     "optimization",
     "training",

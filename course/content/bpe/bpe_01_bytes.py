@@ -1,0 +1,2 @@
+def to_bytes(text):
+    return bytes(text, "utf8")
