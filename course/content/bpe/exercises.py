@@ -91,8 +91,8 @@ def to_encode(random_: random.Random, case: int) -> dict[str, Any]:
     a, b, c, d, e, space = random_.sample("hijklmnopqrs", 6)
     words = [a + b] * (5 + case) + [c + d] * 3 + [a + b + c, a + b + c + d, b + c + d, c + d + e]
     random_.shuffle(words)
-    pairs = [(c, d), (b, c), (a, b), (a, 257), (d, e)]
-    merges = [(ord(left), ord(x) if isinstance(x, str) else x) for left, x in pairs]
+    ida, idb, idc, idd, ide = map(ord, (a, b, c, d, e))
+    merges = [(idc, idd), (idb, idc), (ida, idb), (ida, 257), (idd, ide)]
     return {"text": space.join(words), "merges": merges}
 
 
