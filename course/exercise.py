@@ -54,6 +54,7 @@ COMPONENTS = (
     "schedule",
     "optimization",
     "training",
+    "lora",
 )
 KINDS = ("write", "predict", "repair")
 LANGUAGES = ("zh", "en")

@@ -317,3 +317,67 @@ def test_early_stopping_judges_as_our_state_does():
             lambda m, s=seen, all_=losses: all_[len(s) - 1], 12, patience,
         )  # fmt: skip
         assert (best, len(seen)) == (state.best_loss, epochs)
+
+
+def our_lora(d_in, d_out, r, alpha):
+    """One of our LoRA layers, with matrices that are not zero."""
+    from finetuning.lora import LoRAConfig, apply_lora
+
+    model = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(d_in, d_out, bias=False)})
+    apply_lora(model, LoRAConfig(r=r, alpha=alpha, target=("q_proj",)))
+    adapter = model["q_proj"].current
+    fresh = adapter.A.detach().clone(), adapter.B.detach().clone()
+    torch.nn.init.normal_(adapter.B)
+    return model, adapter, fresh
+
+
+def test_lora_is_ours_forward_and_merged():
+    model, adapter, _ = our_lora(6, 5, 3, 7.0)
+    layer = model["q_proj"]
+    x, w = torch.randn(2, 4, 6), layer.base_layer.weight
+    settings = (w, adapter.A, adapter.B, 7.0, 3)
+    torch.testing.assert_close(solution("lora.01").lora_forward(x, *settings), layer(x))
+    torch.testing.assert_close(solution("lora.03").merge(*settings), layer.effective_weight())
+    answer = solution("lora.06")
+    mine = {"w": w, "a": adapter.A, "b": adapter.B, "scale": 7.0 / 3, "merged": False}
+    for change in (answer.merge_layer, answer.merge_layer, answer.unmerge_layer):
+        change(mine)
+        torch.testing.assert_close(answer.forward(x, mine), layer(x))
+
+
+def test_lora_starts_as_ours_does():
+    for _ in range(5):
+        a, b = solution("lora.02").lora_init(600, 40, 8)
+        _, _, (our_a, our_b) = our_lora(600, 40, 8, 16.0)
+        assert (a.shape, b.shape) == (our_a.shape, our_b.shape)
+        assert float(a.abs().max()) == pytest.approx(float(our_a.abs().max()), rel=0.02)
+        assert float(a.std()) == pytest.approx(float(our_a.std()), rel=0.1)
+        assert not b.any()
+        assert not our_b.any()
+
+
+def test_what_trains_is_what_ours_trains():
+    model, _, _ = our_lora(6, 5, 3, 7.0)
+    model["norm"] = torch.nn.LayerNorm(5).requires_grad_(False)
+    renamed = {
+        name.replace("adapters.default.A", "lora_a").replace("adapters.default.B", "lora_b"): p
+        for name, p in model.named_parameters()
+    }
+    chosen = solution("lora.04").trainable(list(renamed))
+    assert chosen == [name for name, p in renamed.items() if p.requires_grad]
+    assert len(chosen) == 2
+
+
+def test_the_predicted_counts_and_gradients_are_those_of_a_lora_layer():
+    answer = solution("lora.05")
+    layers = {f"{n}.{name}": torch.nn.Linear(768, 768, bias=False).float()
+              for n in range(12) for name in ("q", "k", "v")}  # fmt: skip
+    assert layers["0.q"].weight.numel() == answer.full_count
+    pairs = [solution("lora.02").lora_init(768, 768, 8) for name in layers if name[-1] in "qv"]
+    assert pairs[0][0].numel() + pairs[0][1].numel() == answer.lora_count
+    assert sum(a.numel() + b.numel() for a, b in pairs) == answer.model_count
+    a, b = (t.requires_grad_() for t in pairs[0])
+    (torch.randn(4, 768) @ a @ b).square().sum().backward()
+    (torch.randn(4, 768) @ a @ b).sum().backward()
+    assert bool((a.grad == 0).all()) == answer.a_stays_first
+    assert bool((b.grad == 0).all()) == answer.b_stays_first

@@ -1,0 +1,3 @@
+def merge(w, a, b, alpha, r):
+    delta = (alpha / r) * (a @ b)
+    return w + delta
