@@ -51,6 +51,7 @@ COMPONENTS = (
     "sampling",
     "cache",
     "bpe",
+    "data",
     "schedule",
     "optimization",
     "training",
