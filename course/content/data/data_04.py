@@ -9,8 +9,8 @@ def pad_batch(sequences: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     zh: pad_id 可能也是真的词元（常拿「文章结束」来补）：补没补，看长度，不看编号
     en: Sequences of unequal lengths as one rectangle: pad_id on the right, up to the longest. A
     en: token's target is the next one; where there is none (pads, the last of each sequence), −100,
-    en: which the loss leaves out. pad_id may be a real token too («end of text» is often used): tell
-    en: pads by lengths, not by ids
+    en: which the loss leaves out. pad_id may be a real token too (often «end of text»):
+    en: tell pads by lengths, not by ids
 
     → ids (B, T), targets (B, T)
     """
