@@ -29,7 +29,7 @@ $$\text{偏移}_i = 8\,i$$
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class MatrixStruct(Structure):
 
     _fields_ = [
         *fields(c_int64, "kind rows columns block"),  # block：几个权重共用一个刻度
-        *fields(c_void_p, "data scale bias"),
+        *fields(c_void_p, "data scale zero bias"),  # zero：零点，多半没有
     ]
 
 
@@ -136,6 +136,8 @@ def load_kernels(flags: tuple[str, ...] | None = None) -> ctypes.CDLL:
     for function in (library.inspect, library.forward):
         function.argtypes, function.restype = (c_void_p, c_void_p), ctypes.c_int
     library.vector_width.restype = ctypes.c_int
+    # 把一段内存读一遍：测速要用的上限
+    library.read_all.argtypes, library.read_all.restype = (c_void_p, c_int64, c_int64), c_float
     return library
 
 
@@ -155,11 +157,11 @@ def demo() -> None:
             f"② {struct.__name__:<13}{ctypes.sizeof(struct):4} 字节，{len(struct._fields_)} 个字段"
         )
         assert ctypes.sizeof(struct) % 8 == 0
-    assert ctypes.sizeof(BlockStruct) == 4 * 32 + 7 * 56
+    assert ctypes.sizeof(BlockStruct) == 4 * 32 + 7 * 64
     # ③ 偏移：第 i 个字段在 8i
     where = [getattr(MatrixStruct, name).offset for name, *_ in MatrixStruct._fields_]
     print(f"③ MatrixStruct 的字段依次在 {where}")
-    assert where == [8 * i for i in range(7)]
+    assert where == [8 * i for i in range(8)]
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ $$\text{每秒词元数} \le \frac{\text{内存每秒读的字节}}{\text{权重
     错误                ValueError，写明两个数        同一句话：快路看见不对的就交还
 
 常见疑问：
+    整数的权重，激活呢？        取成 16 位整数再乘，误差在十万分之几，比权重自己的舍入小两三个数量级
+    整数的模型为什么 K、V 存 16 位？  权重只剩几十兆，float32 的缓存会占去读的两三成
     能与投机解码合用吗？        能：一次验证几个词元，就是 T 大于 1 的一步，权重仍只读一遍
     为什么不用 torch.compile？  它省掉派发，省不掉那些核；第一次要编译半分钟，形状一变再来一次
     为什么整步都在 C++ 里？     一步几毫秒，几百次来回就占去一成；小模型一步几十微秒，来回就是全部
@@ -59,6 +61,7 @@ $$\text{每秒词元数} \le \frac{\text{内存每秒读的字节}}{\text{权重
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import sys
 from typing import Any, NamedTuple
@@ -68,17 +71,20 @@ from torch import Tensor, nn
 
 from foundation.compiled_code import CodeUnavailable
 from foundation.demonstration import run_demo
-from gpt_model.caches import CacheSettings
+from gpt_model.caches import CacheSettings, build_cache
 from gpt_model.config import GPTConfig
 from gpt_model.inputs import build_mask, real_positions
 from gpt_model.model import GPT, GPTOutput
 from inference.kernel_interface import KINDS, StepStruct, load_kernels
 from inference.kernel_plan import KernelPlan
+from inference.quantization import quantize
 from transformer_basics.kv_cache import ModelCache, StaticCache
+from transformer_basics.quantized_linear import quantized_parts
 
 __all__ = ["PreparedModel", "prepare_for_inference"]
 
-MOST_ROWS = 32  # 一次这么多个新词元以内走 C++；再多，PyTorch 的矩阵乘法更快
+MOST_ROWS = 32  # 浮点的权重，一次这么多个新词元以内走 C++；再多，PyTorch 的矩阵乘法更快
+MOST_INTEGER_ROWS = 4096  # 整数的权重，PyTorch 每次都要先还原，所以长的提示也走 C++
 SMALL_WORK = 1 << 20  # 一步的乘加不到这么多，就只用一个线程：分工比做还久
 
 
@@ -92,13 +98,22 @@ class Asked(NamedTuple):
     last_only: bool
 
 
-def prepare_for_inference(model: GPT, *, announce: bool = True) -> PreparedModel:
+def prepare_for_inference(
+    model: GPT, *, bits: int | None = None, group_size: int | None = 64, announce: bool = True
+) -> PreparedModel:
     """准备好的模型：只用来推理，与原来的用法相同，写得快。
 
     用法：TextGenerator(prepare_for_inference(model), tokenizer)；命令行默认就这样做
+    bits：8 或 4，顺手量化成整数（词表也是），给的模型不动；已经量化过的模型直接给，不必写
     第一次用时要编译几秒（说一声），以后从缓存里取；没有编译器就说一句原因，仍可用，只是不快
     约定：权重搬了家，所以准备之后不要再训练、再 model.to(…)；要改，就改完再准备一次
     """
+    # ⓪ 量化：换一棵新的模块树，归一化、偏置仍是原来的那些张量，不抄
+    if bits is not None:
+        shared: dict[int, Any] = {id(p): p for p in model.parameters()}
+        copied = quantize(copy.deepcopy(model, shared), bits, group_size, embeddings=bits)
+        assert isinstance(copied, GPT)
+        model = copied
     kernels, reason = None, f"they are for the CPU, the model is on {model.device}"
     # ① 编译好的核：缓存里有就取，没有就编译
     if model.device.type == "cpu":
@@ -128,8 +143,14 @@ class PreparedModel(nn.Module):
         plan = None if kernels is None else KernelPlan(model)
         self.plan = plan if plan is not None and (any(plan.known) or plan.scores) else None
         self.stretches = [] if self.plan is None else list(self.plan.stretches())
+        # 整个归 C++、权重是整数：K、V 也存 16 位，长的提示也归它
+        whole = self.plan is not None and all((*self.plan.known, self.plan.scores))
+        self.integers = whole and bool(quantized_parts(model))
+        self.cache_dtype = torch.bfloat16 if self.integers else model.dtype
+        self.most_rows = MOST_INTEGER_ROWS if self.integers else MOST_ROWS
+        # 不认得的块要把 K、V 读回来，类型得与它的激活相同，所以有一块不认得就不换
         # 一个词元要做多少次乘加：太少就不值得分给几个线程
-        self.n_multiplied = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+        self.n_multiplied = model.num_parameters()
 
     # ── 与 GPT 相同的门面 ───────────────────────────────────────────────
     @property
@@ -139,7 +160,7 @@ class PreparedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """权重所在的设备。"""
+        """权重所在的设备；快路只在 CPU 上。"""
         return self.model.device
 
     @property
@@ -150,12 +171,15 @@ class PreparedModel(nn.Module):
     def make_cache(
         self, batch_size: int, *, capacity: int | None = None, kind: CacheSettings | str = "static"
     ) -> ModelCache:
-        """见 GPT.make_cache；别的缓存也能用，只是走原来的路。
+        """见 GPT.make_cache；别的种类也能用，只是走原来的路。
 
-        类型与权重相同：bfloat16 的模型，K、V 也存 16 位，读的字节少一半
+        类型与权重相同；bfloat16 与整数的模型，K、V 存 16 位，读的字节少一半
         """
-        # 要哪一种，由解码器说；快路自己认得哪些能用
-        return self.model.make_cache(batch_size, capacity=capacity, kind=kind)
+        # 只有 static 归 C++；别的仍是模型的类型
+        settings = CacheSettings.of(kind)
+        dtype = self.cache_dtype if settings.kind == "static" else self.dtype
+        sizes = {"capacity": capacity, "dtype": dtype, "device": self.device}
+        return build_cache(self.config, settings, batch_size, **sizes)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def forward(
@@ -182,10 +206,12 @@ class PreparedModel(nn.Module):
             logits = None if step is None else self._run(asked, step)
             if logits is not None:
                 return GPTOutput(logits, None)
-        # ② 其余的一切：原来的模型
+        # ② 其余的一切：原来的模型；缓存若比模型窄，注意力就在 16 位里算
         rest: dict[str, Any] = {"positions": positions, "attention_mask": attention_mask}
         rest |= {"document_ids": document_ids, "cache": cache, "last_only": last_only}
-        return self.model(ids, targets, **rest)  # type: ignore[no-any-return]
+        narrow = cache is not None and self.cache_dtype != self.dtype
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            return self.model(ids, targets, **rest)  # type: ignore[no-any-return]
 
     # ── 快路 ────────────────────────────────────────────────────────────
     def _step(self, asked: Asked) -> StepStruct | None:
@@ -199,7 +225,7 @@ class PreparedModel(nn.Module):
         (n_rows, n_new), start = ids.shape, asked.cache.length
         # ① 新词元太多的、放不下的不管；dropout 还开着的，不是推理
         end = start + n_new
-        if not 0 < n_rows * n_new <= MOST_ROWS or end > config.max_seq_len:
+        if not 0 < n_rows * n_new <= self.most_rows or end > config.max_seq_len:
             return None
         if self.model.training and config.dropout > 0:
             return None
@@ -333,19 +359,21 @@ def demo() -> None:
     for name, row, spent in zip(("原来的", "准备好"), found, seconds, strict=True):
         print(f"② {name}：{100 / spent:6.0f} 词元/秒　…{row[-6:]}")
     assert found[0] == found[1]
-    # 秒数每台机器不同，只打印；词元必须相同
+    # 秒数每台机器不同，只打印；
+    # 词元必须相同
     print(f"   快 {seconds[0] / seconds[1]:.1f} 倍，词元一个不差")
     if ready.plan is None:
         return
+    # 缓存各用各的，结果却要一样
     # 成批与单独：逐比特相同，因为每个输出的加法次序与旁边有几行无关
     ids = torch.randint(4096, (4, 5))
     together = ready(ids, cache=ready.make_cache(4)).logits
     alone = torch.cat([ready(row[None], cache=ready.make_cache(1)).logits for row in ids])
     print(f"③ 四行一起与各自单独，分数相差 {(together - alone).abs().max():.0e}")
     assert torch.equal(together, alone)
-    with torch.no_grad():
-        plain = model(ids, cache=model.make_cache(4)).logits
-    gap = float((together - plain).abs().max() / plain.abs().max())
+    # 同样的权重，走 PyTorch 的核
+    plain = model(ids).logits.detach()
+    gap = float((together - plain).abs().max() / together.abs().max())
     print(f"④ 与 PyTorch 的路相比，分数相对差 {gap:.0e}：只差加法的次序")
     assert gap < 1e-5
 

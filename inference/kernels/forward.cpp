@@ -166,8 +166,7 @@ struct Pass {
             const int64_t id = step.ids[r];
             float* x = step.x + r * D;
             for (int64_t i = 0; i < D; i++) {
-                x[i] = model.embedding.kind == FLOAT32 ? ((const float*)model.embedding.data)[id * D + i]
-                                                       : number(((const bf16*)model.embedding.data)[id * D + i]);
+                x[i] = entry(model.embedding, id, i);
                 if (model.position_table) x[i] += model.position_table[table.position[r] * D + i];
             }
         });
@@ -285,6 +284,26 @@ EXPORT int forward(const Model* model, const Step* step) {
     pass.run(desk, worker);
 #endif
     return DONE;
+}
+
+// 把 n 个数读一遍，加起来：内存每秒能读多少，就是写词元的上限；读法与乘法相同
+EXPORT float read_all(const float* data, int64_t n, int64_t n_threads) {
+    float total = 0.0f;
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads((int)n_threads) reduction(+ : total)
+#endif
+    for (int64_t part = 0; part < n_threads; part++) {
+        const int64_t begin = n * part / n_threads / (8 * W) * (8 * W), end = n * (part + 1) / n_threads;
+        Vec sums[8];
+        for (auto& one : sums) one = zero();
+        for (int64_t i = begin; i + 8 * W <= end; i += 8 * W)
+            for (int j = 0; j < 8; j++) {
+                prefetch((const char*)(data + i + j * W) + AHEAD);
+                sums[j] = sums[j] + load(data + i + j * W);
+            }
+        for (const auto& one : sums) total += sum(one);
+    }
+    return total;
 }
 
 EXPORT int vector_width() { return W; }

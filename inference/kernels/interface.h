@@ -17,6 +17,7 @@ struct Matrix {
     int64_t block;          // INT8、INT4：几个权重共用一个刻度（32 或 64）
     const void* data;       // float32、bfloat16、int8，或每字节两个的四比特
     const bf16* scale;      // (N, K / block)
+    const int8_t* zero;     // 同上，或空：ŵ = scale·(q − zero)
     const float* bias;      // (N,) 或空
 };
 

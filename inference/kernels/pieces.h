@@ -121,11 +121,27 @@ static inline void average(const float* p, const T* values, int64_t n, int64_t d
     for (int c = 0; c < C; c++) store(out + c * W, acc[c] / set(total));
 }
 
+// 词表的第 i 行的第 k 个数：浮点的直接取，整数的还原，ŵ = scale·(q − zero)
+static inline float entry(const Matrix& table, int64_t i, int64_t k) {
+    const int64_t at = i * table.columns + k;
+    if (table.kind == FLOAT32) return ((const float*)table.data)[at];
+    if (table.kind == BFLOAT16) return number(((const bf16*)table.data)[at]);
+    const int64_t group = at / table.block;
+    int q;
+    if (table.kind == INT8) q = ((const int8_t*)table.data)[at];
+    else {  // 组里的前一半在低四位，后一半在高四位
+        const int64_t half = table.block / 2, inside = at % table.block;
+        const uint8_t two = ((const uint8_t*)table.data)[group * half + inside % half];
+        q = (inside < half ? two & 15 : two >> 4) - 8;
+    }
+    return number(table.scale[group]) * (float)(q - (table.zero ? table.zero[group] : 0));
+}
+
 // 一个查询头：q (d,) 看 n 个键值 (n, d) → out (d,)；scores 是 n 个数的草稿
 template <class T>
 static void attend(const float* q, const T* keys, const T* values, int64_t n, int64_t d, float* scores, float* out) {
     // ① 打分：键当作权重，正是同一个乘法
-    const Matrix matrix = {sizeof(T) == 4 ? FLOAT32 : BFLOAT16, n, d, 0, keys, nullptr, nullptr};
+    const Matrix matrix = {sizeof(T) == 4 ? FLOAT32 : BFLOAT16, n, d, 0, keys, nullptr, nullptr, nullptr};
     Input in = {q, 1, d};
     const float scale = 1.0f / sqrtf((float)d);
     float best = -INFINITY;

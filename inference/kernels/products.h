@@ -107,11 +107,13 @@ static inline void integer_tile(const Matrix& w, int64_t row, const Input& in, i
         // ① 先把 W 组的刻度乘好：s_w·s_x，一条指令一批
         float scales[M][N][W];
         for (int m = 0; m < M; m++) {
-            const Vec own = load(w.scale + (row + m) * blocks + first);
+            const int64_t place = (row + m) * blocks + first;
+            const Vec own = load(w.scale + place);
+            const Vec more = w.zero ? surplus - load(w.zero + place) : surplus;
             for (int n = 0; n < N; n++) {
                 const int64_t at = (r + n) * in.scale_stride + first;
                 store(scales[m][n], own * load(in.scales + at));
-                acc[m][n] = fma(own * surplus, load(in.offsets + at), acc[m][n]);
+                acc[m][n] = fma(own * more, load(in.offsets + at), acc[m][n]);
             }
         }
         // ② 一组一组：整数内积，变成浮点，乘刻度

@@ -25,6 +25,7 @@ static inline Vec load(const bf16* p) {
     memcpy(r.v, wide, sizeof wide);
     return r;
 }
+static inline Vec load(const int8_t* p) { Vec r; EACH r.v[i] = p[i]; return r; }
 static inline void store(float* p, Vec a) { EACH p[i] = a.v[i]; }
 static inline Vec fma(Vec a, Vec b, Vec c) { EACH c.v[i] += a.v[i] * b.v[i]; return c; }
 static inline Vec operator+(Vec a, Vec b) { EACH a.v[i] += b.v[i]; return a; }

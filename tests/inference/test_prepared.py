@@ -262,7 +262,7 @@ def test_the_structs_are_those_of_the_header():
         names = [re.sub(r"^.*[\s*]", "", name.strip()) for name in re.split("[;,]", body)]
         python = getattr(kernel_interface, f"{struct}Struct")
         assert [name for name, _ in python._fields_] == [name for name in names if name]
-    assert ctypes.sizeof(kernel_interface.MatrixStruct) == 56
+    assert ctypes.sizeof(kernel_interface.MatrixStruct) == 64
 
 
 def test_a_full_block_says_both_numbers():

@@ -4,6 +4,7 @@ Every way of writing the vectors (plain, AVX2, AVX-512) that this machine can ru
 compared with the PyTorch model in float32: same logits, same keys and values, whatever the shape.
 """
 
+import copy
 import platform
 
 import pytest
@@ -16,6 +17,7 @@ from gpt_model.config import GPTConfig
 from gpt_model.model import GPT
 from inference.kernel_interface import load_kernels
 from inference.prepared import PreparedModel
+from inference.quantization import quantize
 from transformer_basics.kv_cache import ModelCache, StaticCache
 
 X86 = platform.machine() in ("x86_64", "AMD64")
@@ -155,6 +157,38 @@ def test_logits_and_cache_equal_the_models(
             gap = (got[:, :, : sum(pieces)].float() - want[:, :, : sum(pieces)])[at].abs().max()
             assert float(gap) <= allowed * (1.0 + float(want.abs().max()))
             assert not got[:, :, sum(pieces) :].any(), "wrote beyond the new tokens"
+
+
+@PROFILE
+@given(
+    config=configs(),
+    bits=st.sampled_from([4, 8]),
+    group=st.sampled_from([None, 32, 64, 96, 128]),
+    zeros=st.booleans(),
+    tables=st.sampled_from([None, 4, 8]),
+    n_rows=st.sampled_from([1, 2, 5]),
+    padding=st.booleans(),
+)
+def test_integer_weights_equal_their_restored_values(
+    kernels, config, bits, group, zeros, tables, n_rows, padding
+):
+    """The oracle multiplies by Ŵ in float32: only sums and 16-bit activations differ."""
+    torch.manual_seed(1)
+    model = quantize(noisy(config, 0), bits, group, zero_points=zeros, embeddings=tables)
+    oracle = copy.deepcopy(model)
+    ready = PreparedModel(model, kernels)
+    assert all(ready.plan.known)
+    assert ready.plan.scores
+    assert ready.integers
+    ids = torch.randint(config.vocab_size, (n_rows, 7))
+    real = torch.arange(7) >= torch.randint(3, (n_rows, 1)) if padding else None
+    caches = cache_for(oracle, n_rows, torch.float32), cache_for(model, n_rows, torch.float32)
+    found = run(ready, ids, real, [4, 1, 2], caches[1])
+    with torch.no_grad():
+        wanted = run(oracle, ids, real, [4, 1, 2], caches[0])
+    visible = torch.ones_like(ids, dtype=torch.bool) if real is None else real
+    gap = float((found - wanted)[visible].abs().max())
+    assert gap <= 1e-3 * (1.0 + float(wanted[visible].abs().max()))
 
 
 def medium(kernels, dtype=torch.float32, **changes):
