@@ -54,10 +54,10 @@ def write(guide: TokenGuide | None, logits: torch.Tensor, n_tokens: int) -> list
     state, left, spent = 0 if guide is None else guide.start, n_tokens, []
     generator = torch.Generator().manual_seed(0)
     while left:
-        uniform = [float(torch.rand((), generator=generator))]
+        key = [int(torch.randint(2**62, (), generator=generator))]
         began = time.perf_counter()
         allowed = None if guide is None else guide.allowed(state, left)
-        token = int(sample_next(restrict(logits, [allowed]), uniforms=uniform))
+        token = int(sample_next(restrict(logits, [allowed]), keys=key))
         left -= 1
         if guide is not None:
             state = guide.step(state, token)

@@ -11,7 +11,7 @@ $$p^{(b)}_v \propto \mathbb{1}[v \in \text{留下}^{(b)}]\; e^{(z^{(b)}_v - \max
         ┌────────┼──────────────┐  按行分三类，各走各的
         ▼        ▼              ▼
       贪心     不淘汰          要淘汰（top-k、top-p、min-p）
-      取最大   整行累加再抽     只取前 n 名 (B, n)，在里面淘汰、累加、抽
+      取最大   整行抽           只取前 n 名 (B, n)，在里面淘汰、抽
 
 淘汰为什么不必排队？把五万个词元排好要几毫秒，而留下的多半只有几十个。先只取前 n 名，再问一句
 「够不够」，这一问是准的，不是估计：
@@ -23,11 +23,11 @@ $$p^{(b)}_v \propto \mathbb{1}[v \in \text{留下}^{(b)}]\; e^{(z^{(b)}_v - \max
 只剩并列（ties）：第 k 名与后面的分数恰好相同时，「前 n 名」里有谁说不准，约定是留编号小的。
 遇到了就在那一行里按编号点名；float32 很少遇到，bf16 只有 8 位有效数字，常常遇到。
 
-抽的时候把留下的按编号从小到大排，与整行累加时的次序相同，所以与 sampling.py 抽到的是同一个；
-词表里其余的概率都是 0，加上它们不改变累加。测试就拿那一条慢路作标准答案。
+抽的时候每个词元的运气随编号走（见 drawing.py），概率为 0 的本来就跑不到；所以只在留下的里面抽，
+与 sampling.py 在整行里抽，抽到的是同一个。测试就拿那一条慢路作标准答案。
 
-一行的结果只由它自己的分数、参数与 u 决定：(B, 1) 的广播逐行独立，每行的累加各自从头，
-所以旁边有谁、有几行、排第几，都不影响它。u 从哪里来，见 random_stream.py。
+一行的结果只由它自己的分数、参数与运气决定：(B, 1) 的广播逐行独立，
+所以旁边有谁、有几行、排第几，都不影响它。运气从哪里来，见 random_stream.py。
 
 例如三行各要各的：
 
@@ -142,11 +142,11 @@ class BatchSampler:
         self._widest = max((one.top_k for one in params), default=0)
 
     def choose(
-        self, logits: Tensor, history: History | None = None, uniforms: Sequence[float] = ()
+        self, logits: Tensor, history: History | None = None, keys: Sequence[int] = ()
     ) -> Tensor:
         """选出每行的下一个词元。
 
-        形状：logits (B, V)，uniforms 每行一个 u（贪心的行给什么都行）→ (B,) int64
+        形状：logits (B, V)，keys 每行一个整数，决定运气（贪心的行给什么都行）→ (B,) int64
         错误：某行有 NaN、+∞，或者一个能选的都没有 → ValueError，写明是第几行
         """
         scores = self._penalize(logits, history)
@@ -154,7 +154,7 @@ class BatchSampler:
         # 多半整批同一类：不必挑出来再放回去
         for kind, rows in enumerate(self._rows):
             if len(rows) == len(self.params):
-                return self._choose(kind, scores, uniforms, self._limits)
+                return self._choose(kind, scores, keys, self._limits)
         # 三类都有：挑出来各走各的，再放回原来的行
         chosen = torch.empty(len(scores), dtype=torch.long, device=scores.device)
         for kind, rows in enumerate(self._rows):
@@ -162,13 +162,11 @@ class BatchSampler:
                 index = torch.tensor(rows, device=scores.device)
                 limits = self._limits.of(index.to(drawing_device(self.device)))
                 chosen[index] = self._choose(
-                    kind, scores[index], [uniforms[row] for row in rows], limits
+                    kind, scores[index], [keys[row] for row in rows], limits
                 )
         return chosen
 
-    def _choose(
-        self, kind: int, scores: Tensor, uniforms: Sequence[float], limits: Limits
-    ) -> Tensor:
+    def _choose(self, kind: int, scores: Tensor, keys: Sequence[int], limits: Limits) -> Tensor:
         """同一类的几行；kind 是 0 贪心、1 整行抽、2 淘汰之后抽。
 
         limits 只含这几行的，或者大家共用的一份
@@ -178,13 +176,12 @@ class BatchSampler:
             return scores.argmax(dim=-1)
         # 抽签用 float64
         here = scores.to(drawing_device(self.device))
-        # 整行累加再抽，一个也不淘汰
+        # 整行抽，一个也不淘汰
         if kind == 1:
-            return draw(here, uniforms, limits.temperature).to(scores.device)
+            return draw(here, keys, limits.temperature).to(scores.device)
+        # 只在留下的里面抽；抽到的是第几列，再换成编号
         values, tokens = survivors(here, limits, self._widest)
-        # 按编号排好再累加：次序与整行累加时相同，得到的和一位也不差
-        tokens, order = tokens.sort(dim=-1)  # (B, n)
-        places = draw(values.gather(-1, order), uniforms, limits.temperature)  # (B,)
+        places = draw(values, keys, limits.temperature, tokens)  # (B,)
         return tokens.gather(-1, places[:, None])[:, 0].to(scores.device)
 
     def _penalize(self, logits: Tensor, history: History | None) -> Tensor:
@@ -275,12 +272,12 @@ def demo() -> None:
         SamplingParams(temperature=0.8, top_k=40, min_p=0.02),
     ]
     scores = torch.randn(3, 5_000) * 3
-    u = [0.1, 0.5, 0.9]
-    together = BatchSampler(params).choose(scores, uniforms=u).tolist()
+    keys = [1, 2, 3]
+    together = BatchSampler(params).choose(scores, keys=keys).tolist()
     print("1. 三行一起抽，与各自用 sampling.py 的慢路抽：")
     for row, one in enumerate(params):
-        own = None if one.is_greedy else [u[row]]
-        slow = int(sample_next(scores[row : row + 1], one.processors(), uniforms=own))
+        own = None if one.is_greedy else [keys[row]]
+        slow = int(sample_next(scores[row : row + 1], one.processors(), keys=own))
         names = " → ".join(type(step).__name__ for step in one.processors()) or "贪心"
         print(f"   {names:28} 一起 {together[row]:4}　慢路 {slow:4}")
         assert together[row] == slow
@@ -288,14 +285,14 @@ def demo() -> None:
     # 旁边有谁都不要紧：换个次序、少几行，各行还是抽到自己的
     for rows in ([2, 0, 1], [1], [0, 2]):
         sampler = BatchSampler([params[row] for row in rows])
-        found = sampler.choose(scores[rows], uniforms=[u[row] for row in rows]).tolist()
+        found = sampler.choose(scores[rows], keys=[keys[row] for row in rows]).tolist()
         print(f"2. 行的次序 {rows!s:9} → {found}")
         assert found == [together[row] for row in rows]
 
     # 并列：五个同分，只有三个名额，留编号小的
     tied = torch.zeros(1, 3_000).index_fill(1, torch.tensor([7, 50, 90, 200, 250]), 2.0)
     sampler = BatchSampler([SamplingParams(top_k=3)])
-    drawn = {int(sampler.choose(tied, uniforms=[u])) for u in (0.0, 0.4, 0.99)}
+    drawn = {int(sampler.choose(tied, keys=[key])) for key in range(20)}
     print(f"3. 7、50、90、200、250 同分，top-k 3：抽到过 {sorted(drawn)}")
     assert drawn == {7, 50, 90}
     speed()
@@ -314,8 +311,8 @@ def speed() -> None:
         ("0.7、40、0.9 一起", SamplingParams(temperature=0.7, top_k=40, top_p=0.9)),
     ):
         steps, sampler = one.processors(), BatchSampler([one])
-        slow = median_ms(lambda: sample_next(scores, steps, None, [0.5]))  # noqa: B023
-        fast = median_ms(lambda: sampler.choose(scores, uniforms=[0.5]))  # noqa: B023
+        slow = median_ms(lambda: sample_next(scores, steps, None, [5]))  # noqa: B023
+        fast = median_ms(lambda: sampler.choose(scores, keys=[5]))  # noqa: B023
         # 秒数每台机器不同，只打印，不断言
         print(f"   {name}　{slow:6.2f} → {fast:5.2f}")
 

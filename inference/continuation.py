@@ -177,9 +177,9 @@ class Continuation:
             found.append(token)
         return found
 
-    def uniform(self, ahead: int = 0) -> float:
-        """抽第 len(ids) + ahead 个词元用的 u；不抽的（贪心、束搜索）给什么都行。"""
-        return 0.0 if self._random is None else self._random.at(len(self.ids) + ahead)
+    def key(self, ahead: int = 0) -> int:
+        """抽第 len(ids) + ahead 个词元的运气由它决定；不抽的（贪心、束搜索）给什么都行。"""
+        return 0 if self._random is None else self._random.at(len(self.ids) + ahead)
 
     def feed(self, token: int, note: TokenNote | None = None) -> str:
         """收下一个词元，返回现在可以显示的文字；停下的原因写在 reason。

@@ -254,11 +254,11 @@ def sample_next(
     logits: Tensor,
     processors: Sequence[LogitsProcessor] = (),
     history: History | None = None,
-    uniforms: Sequence[float] | None = None,
+    keys: Sequence[int] | None = None,
 ) -> Tensor:
-    """选出每行的下一个词元；给了 uniforms 就抽，没给就取最大。
+    """选出每行的下一个词元；给了 keys 就抽，没给就取最大。
 
-    形状：logits (B, V) 的 float32，uniforms 每行一个 [0, 1) 的数 → (B,) int64
+    形状：logits (B, V) 的 float32，keys 每行一个整数，决定那一行的运气 → (B,) int64
     并列：贪心取编号最小的
     错误：某行有 NaN、+∞，或者一个能选的都没有 → ValueError，写明是第几行
     """
@@ -266,7 +266,7 @@ def sample_next(
     for process in processors:
         logits = process(logits, history)
     check_scores(logits)
-    return logits.argmax(dim=-1) if uniforms is None else draw(logits, uniforms)
+    return logits.argmax(dim=-1) if keys is None else draw(logits, keys)
 
 
 def best_tokens(scores: Tensor, n: int) -> list[list[tuple[float, int]]]:
@@ -346,7 +346,7 @@ def penalty_and_draws(logits: Tensor) -> None:
     n, source, final = 5_000, RowRandom(seed=0), scores
     for step in params.processors():
         final = step(final, history)
-    drawn = sample_next(final.expand(n, -1), uniforms=[source.at(t) for t in range(n)])
+    drawn = sample_next(final.expand(n, -1), keys=[source.at(t) for t in range(n)])
     counted, expected = torch.bincount(drawn, minlength=200) / n, final.softmax(dim=-1)[0]
     print(f"   四步之后还剩 {int((expected > 0).sum())} 个候选，抽 {n:,} 次：")
     for name, values in (("概率", expected), ("频率", counted)):

@@ -150,7 +150,7 @@ class Session:
         return shown
 
     def _choose(self, logits: Tensor, ahead: Sequence[int]) -> Tensor:
-        """每个位置选一个，照它自己的规则、账本与随机数：旁边有谁、有几行，都不影响它。
+        """每个位置选一个，照它自己的规则、账本与运气：旁边有谁、有几行，都不影响它。
 
         形状：(B, V) → (B,)；往前看了 k 个就是一行的 (k + 1, V) → (k + 1,)
         """
@@ -158,13 +158,13 @@ class Session:
         # 规则在最前面：划掉的记作 −∞，后面的惩罚、温度、淘汰都不会把它变回来
         allowed = [mask for row in self.active for mask in row.allowed(ahead)]
         scores = restrict(logits, allowed)
-        # 第 t 个词元用第 t 个随机数，不管它是哪一步、第几个位置写的
-        uniforms = [row.uniform(i) for row in self.active for i in range(len(ahead) + 1)]
+        # 第 t 个词元用第 t 份运气，不管它是哪一步、第几个位置写的
+        keys = [row.key(i) for row in self.active for i in range(len(ahead) + 1)]
         # 惩罚也要看「前面几个都写了」之后的账
         history = self.history
         if history is not None and ahead:
             history = history.ahead(ahead)
-        return self.sampler.choose(scores, history, uniforms)
+        return self.sampler.choose(scores, history, keys)
 
     def _guess(self) -> list[int]:
         """猜接下来的几个；不值得、猜不出就是空的。只在剩一行时叫它。"""
@@ -185,14 +185,14 @@ class Session:
             # 猜到文章结束、规则写完，后面就没有要猜的了
             if len(row.sensible(guessed)) < len(guessed):
                 return None
-            # 只要最后一个位置的：名单、账本、随机数
+            # 只要最后一个位置的：名单、账本、运气
             masks = row.allowed(guessed)[-1:]
             history = self.history if self.history is None else self.history.ahead(guessed)
             if history is not None:
                 history.keep(torch.tensor([len(guessed)], device=logits.device))
             # 与 _choose 同样的三步，只是分数来自小模型
             scores = restrict(logits, masks)
-            return int(self.sampler.choose(scores, history, [row.uniform(len(guessed))]))
+            return int(self.sampler.choose(scores, history, [row.key(len(guessed))]))
 
         # 翻前文抄来的不管规则，所以再筛一遍
         return row.sensible(self._guesser[1].guess([*row.prompt_ids, *row.ids], n, choose))

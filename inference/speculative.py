@@ -8,13 +8,13 @@ r"""大模型读一个词元与读五个几乎一样久，能不能先猜好几�
     收下                  明　月　光　。             对的三个，加上错处它自己选的：一遍写了四个
                                                      后面的不算，缓存截短，退回去
 
-关键在「对照」：每个位置，大模型照自己的分布 p、用那个位置自己的随机数 u 选一个；选的恰好是猜的，
-就算猜对。它选什么与猜了什么无关，所以
+关键在「对照」：每个位置，大模型照自己的分布 p、用那个位置自己的运气 E 选一个（见 drawing.py）；
+选的恰好是猜的，就算猜对。它选什么与猜了什么无关，所以
 
-$$y_t = F_{p_t}^{-1}(u_t) \quad\text{与不猜时完全相同：同样的种子，同样的文本}$$
+$$y_t = \arg\min_v \frac{E_{t,v}}{p_t(v)} \quad\text{与不猜时完全相同：同样的种子，同样的文本}$$
 
 不是「分布相同」，而是同一段文字：猜不猜、猜几个、猜得好不好，都改变不了它。所以可以放心地随机器
-的快慢改变猜的个数（pace.py），结果仍然可以重现。贪心是它的特例：u 不起作用，取最大。
+的快慢改变猜的个数（pace.py），结果仍然可以重现。贪心是它的特例：运气不起作用，取最大。
 
 论文里的规则（Leviathan 等、Chen 等）换了一个做法：猜的 x 来自小模型的分布 q，以 min(1, p/q) 的
 概率收下；不收，就从多出来的部分再抽一个，
@@ -23,9 +23,9 @@ $$P(y) = \underbrace{q_y \min\!\big(1, \tfrac{p_y}{q_y}\big)}_{\text{收下}}
   + \underbrace{\Big(1 - \sum_x \min(p_x, q_x)\Big)}_{\text{没收}}
     \frac{\max(p_y - q_y,\, 0)}{\sum_x \max(p_x - q_x,\, 0)} = p_y$$
 
-收下的概率是 Σ min(p, q)，谁也不能更高；代价是文本随猜法而变，只有分布不变。这里取前一种：可重现
-更要紧，而两边用同一个 u，猜中的机会也不低。翻前文时 q 只有一个词元，两种规则猜中的机会一样。
-演示里把两种都算给你看。
+收下的概率是 Σ min(p, q) = 1 − d，谁也不能更高；代价是文本随猜法而变，只有分布不变。这里取前一种：
+可重现更要紧，而两边用同样的运气，猜中的机会也不低于 (1 − d)/(1 + d)。翻前文时 q 只有一个词元，
+两种规则猜中的机会一样。演示里把两种都算给你看。
 
 例：小模型猜「明月光，疑」，大模型选的是「明月光。」，于是
 
@@ -45,7 +45,7 @@ $$P(y) = \underbrace{q_y \min\!\big(1, \tfrac{p_y}{q_y}\big)}_{\text{收下}}
     不收时从 p 里再抽         被拒绝的那一个又有机会，分布就偏了：要从多出来的部分抽
 
 论文：Leviathan 等 2023 (arXiv:2211.17192)；Chen 等 2023 (arXiv:2302.01318)；
-     Daliri 等 2024 (arXiv:2408.07978) 两边共用随机数，文本与猜法无关。
+     Daliri 等 2024 (arXiv:2408.07978) 两边共用运气，文本与猜法无关，以及上面的下界。
 
 改哪里：怎样猜 → guessing.py；猜几个、何时不猜 → pace.py；一步里怎样批改 → session.py。
 """
@@ -91,15 +91,15 @@ def accept_or_again(p: Tensor, q: Tensor, guess: int, u: float, again: float) ->
 
 
 def same_choice(p: Tensor, q: Tensor) -> float:
-    """两边用同一个 u、各按自己的分布选，选中同一个的概率：两套地盘重叠的长度。
+    """两边用同样的运气、各按自己的分布选，选中同一个的概率。
 
-    公式：Σ_i |[F_p(i−1), F_p(i)) ∩ [F_q(i−1), F_q(i))|
+    公式：Σ_i 1 / Σ_j max(p_j/p_i, q_j/q_i)：i 在两场赛跑里都第一，就是别人的 E_j 都大于
+    E_i·max(p_j/p_i, q_j/q_i)
     """
-    # 第 i 块地盘的两端；两套各一份
-    ends = [torch.cat((torch.zeros(1, dtype=x.dtype), x.cumsum(dim=0))) for x in (p, q)]
-    left = torch.maximum(ends[0][:-1], ends[1][:-1])
-    right = torch.minimum(ends[0][1:], ends[1][1:])
-    return float((right - left).clamp(min=0).sum())
+    # 有一边是 0 的，不可能两场都赢
+    i = ((p > 0) & (q > 0)).nonzero()[:, 0]
+    slower = torch.maximum(p / p[i, None], q / q[i, None])  # (I, V)
+    return float((1 / slower.sum(dim=-1)).sum())
 
 
 class Speculation:
@@ -189,7 +189,7 @@ def demo() -> None:
         )
         assert text == plain  # 同样的种子，同样的文本
         assert found.runs < found.written
-    # 自己给自己打草稿：分布相同，u 相同，一个也不会错；每遍 5 个
+    # 自己给自己打草稿：分布相同，运气相同，一个也不会错；每遍 5 个
     assert found.acceptance == 1.0
     print(f"   三种写出的都与不猜时相同：床前{plain.text[:18]}…".replace("\n", "⏎"))
 
@@ -198,12 +198,10 @@ def two_rules() -> None:
     """一个词元上的两种规则：猜中的机会，与写出的分布。"""
     p = torch.tensor([0.5, 0.2, 0.2, 0.1], dtype=torch.float64)
     q = torch.tensor([0.3, 0.4, 0.1, 0.2], dtype=torch.float64)
-    best = float(torch.minimum(p, q).sum())
-    print(f"1. p = {p.tolist()}，q = {q.tolist()}")
-    print(
-        f"   照 min(1, p/q) 收：猜中 {best:.2f}，没有更高的；同一个 u：猜中 {same_choice(p, q):.2f}"
-    )
-    assert same_choice(p, q) <= best
+    best, same = float(torch.minimum(p, q).sum()), same_choice(p, q)
+    print(f"1. p = {p.tolist()}，q = {q.tolist()}；猜中的机会：")
+    print(f"   照 min(1, p/q) 收 {best:.3f}，没有更高的；同样的运气 {same:.3f}")
+    assert best / (2 - best) <= same <= best
     # 收下的与另抽的加起来，恰好是 p：不用抽签，直接算
     extra = (p - q).clamp(min=0)
     total = torch.minimum(p, q) + (1 - best) * extra / extra.sum()

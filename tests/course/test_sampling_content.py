@@ -9,7 +9,7 @@ import torch
 
 from course.exercise import find, without_marks
 from inference.beam_search import beam_search
-from inference.drawing import draw
+from inference.drawing import laid_out
 from inference.penalties import History, RepetitionPenalty
 from inference.sampling import MinP, SamplingParams, Temperature, TopK, TopP, sample_next
 
@@ -65,7 +65,7 @@ def test_draw(logits):
     u = torch.linspace(0, 0.999999, 60, dtype=torch.float64)
     rows = logits[0].expand(60, -1)
     mine = reference("sampling.06")["draw"](rows.softmax(-1), u)
-    assert torch.equal(mine, draw(rows, u))
+    assert torch.equal(mine, laid_out(rows, u))
 
 
 def test_the_whole_chain(logits):

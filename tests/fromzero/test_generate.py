@@ -100,8 +100,8 @@ def test_bytes_on_stdin_that_are_not_utf8_are_named(generate, monkeypatch):
     assert "0xff at offset 2" in err
 
 
-def test_stop_texts_end_the_text(generate):
-    seed = ("--prompt", "fox", "--max-new-tokens", 30, "--seed", 5)
+def test_stop_texts_end_the_text(generate, endless):
+    seed = ("--prompt", "fox", "--max-new-tokens", 30, *endless)
     _, whole, _ = generate(*seed)
     middle = whole[10:12]
     _, cut, _ = generate(*seed, "--stop", middle.replace("\n", "\\n"))

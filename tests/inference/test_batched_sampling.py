@@ -23,18 +23,18 @@ parameters = st.builds(
     frequency_penalty=st.sampled_from([0.0, -0.4]),
     logit_bias=st.sampled_from([None, {3: 2.0}, {0: -math.inf, 2: -1.0}]),
 )
-uniforms = st.floats(0.0, 1.0, exclude_max=True)
+keys_of = st.integers(-(2**63), 2**63 - 1)
 
 
-def slowly(logits, params, history, u):
+def slowly(logits, params, history, key):
     """The definition, one row at a time."""
-    own = None if params.is_greedy else [u]
+    own = None if params.is_greedy else [key]
     return int(sample_next(logits, params.processors(), history, own))
 
 
 @settings(max_examples=150)
 @given(
-    rows=st.lists(st.tuples(parameters, uniforms), min_size=1, max_size=5),
+    rows=st.lists(st.tuples(parameters, keys_of), min_size=1, max_size=5),
     vocab_size=st.sampled_from([5, 70, 1_200, 5_000]),
     seed=st.integers(0, 99),
     scale=st.sampled_from([0.1, 2.0, 8.0]),
@@ -44,13 +44,15 @@ def test_a_mixed_batch_is_every_row_alone(rows, vocab_size, seed, scale):
     logits = torch.randn(len(rows), vocab_size, generator=generator) * scale
     said = torch.randint(vocab_size, (len(rows), 4), generator=generator).tolist()
     history = History(said, [ids[:2] for ids in said], vocab_size=vocab_size)
-    params, us = zip(*rows, strict=True)
-    found = BatchSampler(params).choose(logits, history, us).tolist()
+    params, keys = zip(*rows, strict=True)
+    found = BatchSampler(params).choose(logits, history, keys).tolist()
     for row in range(len(rows)):
         alone = History([said[row]], [said[row][:2]], vocab_size=vocab_size)
         own = logits[row : row + 1]
-        assert found[row] == slowly(own, params[row], alone, us[row])
-        assert found[row] == int(BatchSampler(params[row : row + 1]).choose(own, alone, [us[row]]))
+        assert found[row] == slowly(own, params[row], alone, keys[row])
+        assert found[row] == int(
+            BatchSampler(params[row : row + 1]).choose(own, alone, [keys[row]])
+        )
 
 
 tied = st.lists(
@@ -63,19 +65,21 @@ tied = st.lists(
 
 
 @settings(max_examples=200)
-@given(rows=tied, k=st.integers(0, 10), p=st.floats(1e-9, 1.0), u=uniforms, first=st.integers(1, 4))
-def test_ties_go_to_the_lowest_ids_however_few_are_looked_at(rows, k, p, u, first):
+@given(
+    rows=tied, k=st.integers(0, 10), p=st.floats(1e-9, 1.0), key=keys_of, first=st.integers(1, 4)
+)
+def test_ties_go_to_the_lowest_ids_however_few_are_looked_at(rows, k, p, key, first):
     """Few distinct scores, and so few looked at first that it must look again."""
     logits = torch.tensor(rows).repeat(1, 30)  # 270 tokens: ties all over
     params = SamplingParams(top_k=k, top_p=p)
     before = batched_sampling.FIRST
     batched_sampling.FIRST = first
     try:
-        found = BatchSampler([params] * len(rows)).choose(logits, uniforms=[u] * len(rows))
+        found = BatchSampler([params] * len(rows)).choose(logits, keys=[key] * len(rows))
     finally:
         batched_sampling.FIRST = before
     for row in range(len(rows)):
-        assert int(found[row]) == slowly(logits[row : row + 1], params, None, u)
+        assert int(found[row]) == slowly(logits[row : row + 1], params, None, key)
 
 
 def test_it_sorts_only_when_it_must(monkeypatch):
@@ -95,7 +99,7 @@ def test_it_sorts_only_when_it_must(monkeypatch):
         (flat, SamplingParams(top_p=0.9), [64, 512, 20_000]),
     ):
         looked.clear()
-        BatchSampler([params]).choose(logits, uniforms=[0.5])
+        BatchSampler([params]).choose(logits, keys=[5])
         assert looked == wanted
 
 
@@ -120,25 +124,25 @@ def test_what_survives_is_exactly_what_the_lesson_keeps():
 @given(data=st.data(), rows=st.lists(parameters, min_size=2, max_size=6))
 def test_rows_that_leave_or_change_places_change_nothing(data, rows):
     logits = torch.randn(len(rows), 300)
-    us = [0.1 + 0.8 * row / len(rows) for row in range(len(rows))]
+    keys = list(range(len(rows)))
     history = History([[1, 2]] * len(rows), vocab_size=300)
     sampler = BatchSampler(rows)
-    before = sampler.choose(logits, history, us).tolist()
+    before = sampler.choose(logits, history, keys).tolist()
     order = data.draw(st.permutations(range(len(rows))))
     order = order[: data.draw(st.integers(1, len(rows)))]
     sampler.keep(order)
     history.keep(torch.tensor(order))
-    after = sampler.choose(logits[order], history, [us[row] for row in order]).tolist()
+    after = sampler.choose(logits[order], history, [keys[row] for row in order]).tolist()
     assert after == [before[row] for row in order]
 
 
 def test_one_set_of_parameters_serves_many_positions():
     """What speculative decoding asks for: several rows of scores of one text."""
     params = SamplingParams(temperature=0.7, top_k=5, frequency_penalty=0.3, logit_bias={4: 1.0})
-    logits, us = torch.randn(4, 50), [0.2, 0.4, 0.6, 0.8]
+    logits, keys = torch.randn(4, 50), [1, 2, 3, 4]
     history = History([[1]] * 4, [[2], [2, 3], [3, 3], []], vocab_size=50)
-    found = BatchSampler([params]).choose(logits, history, us)
-    assert found.tolist() == BatchSampler([params] * 4).choose(logits, history, us).tolist()
+    found = BatchSampler([params]).choose(logits, history, keys)
+    assert found.tolist() == BatchSampler([params] * 4).choose(logits, history, keys).tolist()
 
 
 def test_bad_scores_are_named_by_row():
@@ -150,4 +154,4 @@ def test_bad_scores_are_named_by_row():
         logits = torch.zeros(3, 6)
         logits[1] = bad
         with pytest.raises(ValueError, match=message):
-            BatchSampler(params).choose(logits, uniforms=[0.5] * 3)
+            BatchSampler(params).choose(logits, keys=[5] * 3)

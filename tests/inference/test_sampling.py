@@ -161,10 +161,10 @@ def test_a_tiny_temperature_draws_the_best_without_nan(temperature):
     logits = torch.tensor([[1.0, 1.0 + 1e-6, -math.inf, 3e38]])
     scaled = Temperature(temperature)(logits)
     assert not scaled.isnan().any()
-    assert int(sample_next(scaled, uniforms=[0.999])) == 3
+    assert {int(sample_next(scaled, keys=[key])) for key in range(20)} == {3}
     # A tie at the top stays a tie: both are drawn
     tie = Temperature(temperature)(torch.tensor([[2.0, 0.0, 2.0]]))
-    assert {int(sample_next(tie, uniforms=[u])) for u in (0.1, 0.9)} == {0, 2}
+    assert {int(sample_next(tie, keys=[key])) for key in range(20)} == {0, 2}
 
 
 def test_greedy_takes_the_lowest_id_of_a_tie():
@@ -184,9 +184,9 @@ def test_useless_scores_are_refused(row, message):
     logits = torch.tensor([[0.0, 1.0, -math.inf], row])
     everything = SamplingParams(temperature=0.5, top_k=2, top_p=0.9, min_p=0.1).processors()
     for processors in ([], everything if math.inf not in row else []):
-        for uniforms in (None, [0.5, 0.5]):
+        for keys in (None, [1, 2]):
             with pytest.raises(ValueError, match=message):
-                sample_next(logits, processors, None, uniforms)
+                sample_next(logits, processors, None, keys)
     with pytest.raises(ValueError, match=message):
         check_scores(logits)
 

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from gpt_model.config import GPTConfig
 from gpt_model.model import GPT
 from inference.constraints import Constraint
+from inference.drawing import draw
 from inference.generator import SamplingParams, TextGenerator
 from inference.guessing import DraftModel, PromptLookup
+from inference.random_stream import RowRandom
 from inference.speculative import Speculation, accept_or_again, n_right, same_choice
 from tokenization.tokenizer import Tokenizer
 
@@ -265,13 +267,18 @@ def test_the_papers_rule_keeps_the_distribution(seed):
     assert rate == pytest.approx(float(torch.minimum(p, q).sum()), abs=0.02)
 
 
-def test_the_chance_of_the_same_choice_is_what_happens():
-    p, q = torch.tensor([[0.5, 0.1, 0.4], [0.2, 0.5, 0.3]], dtype=torch.float64)
-    u = torch.rand(20_000, dtype=torch.float64)
-    picks = [torch.searchsorted(x.cumsum(0), u, right=True) for x in (p, q)]
+@pytest.mark.parametrize("seed", range(3))
+def test_the_chance_of_the_same_choice_is_what_happens(seed):
+    generator = torch.Generator().manual_seed(seed)
+    p, q = torch.rand(2, 9, dtype=torch.float64, generator=generator).pow(2)
+    p[2], q[3] = 0.0, 0.0
+    p, q, n, source = p / p.sum(), q / q.sum(), 20_000, RowRandom(seed)
+    keys = [source.at(t) for t in range(n)]
+    picks = [draw(x.log().expand(n, -1), keys) for x in (p, q)]
     share = float((picks[0] == picks[1]).double().mean())
     assert same_choice(p, q) == pytest.approx(share, abs=0.015)
-    assert same_choice(p, q) <= float(torch.minimum(p, q).sum()) + 1e-12
+    best = float(torch.minimum(p, q).sum())
+    assert best / (2 - best) <= same_choice(p, q) <= best
     assert same_choice(p, p) == pytest.approx(1.0)
 
 
