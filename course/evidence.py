@@ -319,6 +319,23 @@ def changed(yours: Sequence[Outcome], right: Sequence[Outcome], name: str) -> Se
     return None
 
 
+def common(yours: Sequence[Outcome], right: Sequence[Outcome], names: str) -> Sentence | None:
+    """Two lists that should have nothing in common: a text that is in both."""
+    first, _, second = names.partition(" ")
+    for mine in yours:
+        a, b = mine.values.get(first), mine.values.get(second)
+        if isinstance(a, list) and isinstance(b, list):
+            there = {text.strip() for text in b if isinstance(text, str)}
+            for text in a:
+                if isinstance(text, str) and text.strip() in there:
+                    item = show_number(text)
+                    return {
+                        "zh": f"{item} 既在 {first} 里，也在 {second} 里",
+                        "en": f"{item} is in {first} and in {second} too",
+                    }
+    return None
+
+
 EVIDENCE: dict[str, Callable[..., Sentence | None]] = {
     f.__name__: f
     for f in (

@@ -59,6 +59,15 @@ def test_the_first_difference_is_the_fallback():
     assert "ValueError: x" in said["en"]
 
 
+def test_what_two_lists_share_and_what_was_changed():
+    right = (Outcome({"train": ["a", "b"], "val": ["c"]}),)
+    leaking = (Outcome({"train": ["a", "c\n"], "val": ["c"]}, changed=("ids",)),)
+    assert EVIDENCE["common"](right, right, "train val") is None
+    assert "'c\\n' is in train" in EVIDENCE["common"](leaking, right, "train val")["en"]
+    assert EVIDENCE["changed"](leaking, right, "other") is None
+    assert "ids" in EVIDENCE["changed"](leaking, right, "ids")["zh"]
+
+
 def test_numbers_are_short():
     assert show_number(0.123456) == "0.1235"
     assert show_number(float("nan")) == "nan"
