@@ -340,7 +340,7 @@ EVIDENCE: dict[str, Callable[..., Sentence | None]] = {
     f.__name__: f
     for f in (
         row_sum, column_sum, future, spread, size, count, total, ratio, length,
-        misplaced, leak, row_shift, equal_rows, row_norm, unequal, value, changed,
+        misplaced, leak, row_shift, equal_rows, row_norm, unequal, value, common, changed,
     )
 }  # fmt: skip
 
