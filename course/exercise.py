@@ -56,6 +56,7 @@ COMPONENTS = (
     "optimization",
     "training",
     "lora",
+    "quantization",
 )
 KINDS = ("write", "predict", "repair")
 LANGUAGES = ("zh", "en")

@@ -381,3 +381,88 @@ def test_the_predicted_counts_and_gradients_are_those_of_a_lora_layer():
     (torch.randn(4, 768) @ a @ b).sum().backward()
     assert bool((a.grad == 0).all()) == answer.a_stays_first
     assert bool((b.grad == 0).all()) == answer.b_stays_first
+
+
+def test_int8_rows_are_those_of_our_cache():
+    from transformer_basics.quantized_cache import from_codes, to_codes
+
+    answer = solution("quantization.01")
+    w = torch.randn(6, 9)
+    w[2] = 0
+    codes, scale = to_codes(w)
+    q, steps = answer.absmax_int8(w.float())
+    assert torch.equal(q, codes)
+    torch.testing.assert_close(steps, scale[:, 0])
+    restored = from_codes(codes, scale, torch.float32)
+    torch.testing.assert_close(answer.dequantize(q, steps), restored)
+
+
+def test_four_bits_in_groups_are_ours():
+    from transformer_basics.integer_weights import WeightFormat, encode, unpack
+
+    w = torch.randn(5, 24)
+    w[1, :8] = 0
+    # largest values that bfloat16 holds exactly, so that our scale is not rounded
+    w[:, ::8] = 5.0 + torch.randint(0, 32, (5, 3)) / 32
+    w[1, 0], w[2, 8] = 0, -5.5
+    stored = encode(w, WeightFormat(4, 8))
+    q, scale = solution("quantization.04").group_quantize(w.float(), 8)
+    torch.testing.assert_close(scale, stored.scale.float())
+    assert torch.equal(q, unpack(stored.packed).flatten(1))
+
+
+def test_zero_points_are_ours():
+    from transformer_basics.integer_weights import WeightFormat, encode
+
+    # rows whose range is a power of two: the scale is the same number in bfloat16
+    w = torch.rand(4, 10) * 255 / 64
+    w[:, 0], w[:, 1] = 0, 255 / 64
+    w[1:] -= torch.tensor([1.0, 2.5, 255 / 64])[:, None]
+    stored = encode(w, WeightFormat(8, None, zero_points=True))
+    q, scale, zero = solution("quantization.02").zero_point_uint8(w)
+    torch.testing.assert_close(scale, stored.scale[:, 0].double())
+    assert torch.equal(zero.int() - 128, stored.zero[:, 0].int())
+    assert torch.equal(q.int() - 128, stored.packed[:, 0].int())
+    restored = solution("quantization.02").dequantize_uint8(q, scale, zero)
+    assert (restored - w).abs().max() <= scale.max()
+
+
+def test_packing_is_ours_up_to_the_order():
+    from transformer_basics.integer_weights import pack, unpack
+
+    answer = solution("quantization.03")
+    q = torch.randint(-8, 8, (3, 10)).to(torch.int8)
+    halves = torch.cat([q[:, 0::2], q[:, 1::2]], dim=1)
+    assert torch.equal(answer.pack_int4(q), pack(halves, 4))
+    packed = torch.randint(256, (3, 5)).to(torch.uint8)
+    ours = unpack(packed)
+    assert torch.equal(answer.unpack_int4(packed), torch.stack(ours.chunk(2, 1), -1).flatten(1))
+    assert torch.equal(answer.unpack_int4(answer.pack_int4(q)), q)
+
+
+def test_the_linear_layer_is_that_of_the_restored_weights():
+    answer = solution("quantization.05")
+    w, x, bias = torch.randn(5, 8), torch.randn(3, 8), torch.randn(5)
+    q, scale = solution("quantization.01").absmax_int8(w)
+    restored = solution("quantization.01").dequantize(q, scale)
+    expected = torch.nn.functional.linear(x, restored, bias)
+    torch.testing.assert_close(answer.quantized_linear(x, q, scale, bias), expected)
+    whole = solution("quantization.07").int8_product(x, q, scale)
+    gap = (whole - (expected - bias)).norm() / expected.norm()
+    assert 1e-6 < gap < 0.02
+
+
+def test_the_predicted_sizes_are_those_of_our_format():
+    from transformer_basics.integer_weights import WeightFormat
+
+    answer = solution("quantization.06")
+    columns = 6400
+    four = WeightFormat(4, 64).row_bytes(columns)
+    assert answer.int4_bits == pytest.approx(8 * four / columns)
+    assert answer.int4_gb == pytest.approx(7e9 * four / columns / 1e9)
+    assert answer.int8_gb == pytest.approx(answer.fp16_gb / 2)
+    w = torch.linspace(-12.7, 12.7, 10_001)[None]
+    w[0, 0] = 12.7
+    q, scale = solution("quantization.01").absmax_int8(w)
+    errors = (solution("quantization.01").dequantize(q, scale) - w).abs()
+    assert float(errors.max()) == pytest.approx(answer.worst_error, rel=0.01)
