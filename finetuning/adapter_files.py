@@ -23,7 +23,7 @@ r"""适配器怎样存成文件，又怎样认出「这不是给这个模型的�
 底座的指纹放在 safetensors 的元数据里，不往 adapter_config.json 里添别人不认识的键；
 PEFT 写的目录没有指纹，就只看层与形状。
 
-底座若是四比特的 (QLoRA)，元数据里还有组的大小：读的人要先照样量化底座，
+底座若是整数的 (QLoRA)，元数据里还说它怎样量化过：读的人要先照样量化底座（或载入那个量化过的），
 再装适配器；不然学来补偿舍入误差的那一份，补在了没有误差的权重上。
 
 为什么不把整个模型存一份：底座几个吉字节，适配器几兆字节。一个底座配一百个任务，
@@ -55,8 +55,10 @@ from torch import Tensor, nn
 
 from finetuning.base_check import (
     base_fingerprint,
+    made_on_the_fly,
     named_adapters,
-    quantization_of,
+    quantization_in,
+    quantization_metadata,
     refuse_missing_layers,
     refuse_other_base,
     refuse_other_quantization,
@@ -94,8 +96,8 @@ __all__ = [
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_KIND = "adapter"
-# 元数据里的两个键：底座的指纹；底座是四比特时，组有多大
-FINGERPRINT, GROUP_SIZE = "base_fingerprint", "base_4bit_group_size"
+# 元数据里的键：底座的指纹；底座怎样量化过，见 base_check.py
+FINGERPRINT = "base_fingerprint"
 # 保存会整个换掉目标目录；里面若有这几个以外的文件，那就不是一个适配器目录，不敢换
 # README.md 是 PEFT 顺手写的说明
 OWN_FILES = {CONFIG_FILE, WEIGHTS_FILE, MANIFEST, "README.md"}
@@ -161,9 +163,7 @@ def write_adapter_files(
     # 元数据只能是字符串 → 字符串；PEFT 与别的工具不认识的键会跳过
     metadata = {"format": "pt", FINGERPRINT: base_fingerprint(model)}
     # QLoRA：底座是怎样量化的也记下，读的人才知道要先做同样的事
-    group_size = quantization_of(model)
-    if group_size is not None:
-        metadata[GROUP_SIZE] = str(group_size)
+    metadata |= quantization_metadata(model)
     save_file(tensors, directory / WEIGHTS_FILE, metadata=metadata)
     sort_metadata(directory / WEIGHTS_FILE)  # 库写元数据的次序是随机的
 
@@ -210,7 +210,7 @@ def load_adapter(
     if not narrowed:
         refuse_missing_layers(model, config, weights, directory)
     if recorded is not None and not allow_other_base:
-        refuse_other_quantization(model, group_size_of(metadata), directory)
+        refuse_other_quantization(model, quantization_in(metadata), directory)
         refuse_other_base(model, recorded, directory)
     # ③ 装上空的，再把数填进去；层以文件里有的为准。装好就起作用，也可以接着训练
     apply_lora(model, fitted_config(config, weights), adapter)
@@ -241,7 +241,7 @@ def read_adapter(
 
 
 def recorded_quantization(directory: Path | str) -> int | None:
-    """这个适配器要的底座是四比特的吗：组有多大；普通的底座、PEFT 写的目录是 None。
+    """这个适配器要的底座是现做的四比特吗：组有多大；别的底座、PEFT 写的目录是 None。
 
     QLoRA 的 ΔW 是在舍入过的权重旁边学的，补偿着那些误差；配上没舍入的，反而多补了一次
     只看文件的元数据；命令行据此先量化底座，再装适配器
@@ -249,16 +249,7 @@ def recorded_quantization(directory: Path | str) -> int | None:
     directory = Path(directory)
     # 先看目录对不对，报错才说得到点子上
     refuse_not_an_adapter(directory)
-    return group_size_of(read_weights(directory / WEIGHTS_FILE)[1])
-
-
-def group_size_of(metadata: Mapping[str, str]) -> int | None:
-    """元数据都是字符串；没有这一项就是没有量化。
-
-    写坏了的当作没有：指纹那一关会拒绝
-    """
-    value = metadata.get(GROUP_SIZE)
-    return int(value) if value is not None and value.isdecimal() else None
+    return made_on_the_fly(quantization_in(read_weights(directory / WEIGHTS_FILE)[1]))
 
 
 def read_weights(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from foundation.checks import nearest
 from foundation.demonstration import run_demo
-from inference.quantization import dequantize
+from gpt_model.dequantization import dequantize, float_type
 from transformer_basics.quantized_linear import QuantizedLinear, quantized_parts, replace_module
 
 __all__ = [
@@ -189,6 +189,10 @@ def merge_lora(model: nn.Module, *, copy: bool = True) -> nn.Module:
     if not layers:
         raise ValueError("this model has no adapters; call apply_lora or load_adapter first")
     merged = {name: layer.merged_linear() for name, layer in layers.items()}
+    # 整数的底座没有自己的类型，还原出来是 float32：
+    # 换成模型里别的参数的，接着算才不会两边类型不合
+    for name in [n for n, m in layers.items() if isinstance(m.base_layer, QuantizedLinear)]:
+        merged[name].to(float_type(model))
     if copy:
         # deepcopy 遇到备忘录 (memo) 里已有的对象就直接用：于是每个带适配器的层都「复制」成
         # 普通线性层；而共用的权重（词嵌入与输出层）在副本里仍是同一个张量
@@ -283,8 +287,7 @@ def refuse_shared(model: nn.Module, chosen: list[str]) -> None:
     """
     # 同一个张量（按 id 认）有几个名字，就有几处在用它；
     owners: dict[int, list[str]] = {}
-    # 量化过的词表是缓冲区，不在 named_parameters 里，
-    # 也会两处共用；名字照 nn.Linear 的写法，报错时好认
+    # 量化过的词表是缓冲区，不在 named_parameters 里，也会两处共用
     tables = [(f"{name}.weight", part.packed) for name, part in quantized_parts(model).items()]
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *tables):
         owners.setdefault(id(tensor), []).append(name.replace(".base_layer.", "."))

@@ -40,11 +40,14 @@ from finetuning.adapters import (
 from finetuning.lora import LoRAConfig, LowRankAdapter, apply_lora, lora_parameters
 from finetuning.lora_config import match_names
 from foundation.demonstration import run_demo
-from inference.quantization import quantized_layers
+from transformer_basics.quantized_linear import PackedWeight, quantized_layers, quantized_parts
 
 __all__ = [
     "base_fingerprint",
+    "made_on_the_fly",
     "named_adapters",
+    "quantization_in",
+    "quantization_metadata",
     "quantization_of",
     "refuse_missing_layers",
     "refuse_other_base",
@@ -52,11 +55,16 @@ __all__ = [
 __all__ += ["refuse_other_quantization", "refuse_other_shapes"]
 
 
+SIMPLE_BITS = 4  # quantize(model) 缺省的位数，QLoRA 用的就是它
+# 适配器的元数据里的两个键，至多有其中一个
+GROUP_SIZE, QUANTIZATION = "base_4bit_group_size", "base_quantization"
+
+
 @torch.no_grad()
 def base_fingerprint(model: nn.Module) -> str:
     """底座全部权重的 SHA-256，64 个十六进制字符。
 
-    四比特的底座散列的是 q 与 s，所以与没量化的不同
+    整数的底座散列的是 q 与 s，所以与没量化的不同
     不变：装没装适配器、训练了几步适配器、以 float32 还是 bfloat16 打开、在哪个设备上
     要变：名字、形状、任何一个权重（变动大于 bfloat16 的一格，约千分之四）
     耗时：把权重从头到尾读一遍；只在存与读适配器时各算一次
@@ -165,18 +173,67 @@ def refuse_missing_layers(
         raise ValueError(f"{directory} is incomplete: no tensors for {', '.join(missing[:3])}")
 
 
-def quantization_of(model: nn.Module) -> int | None:
-    """底座量化过吗：四比特的组有多大；没有量化就是 None。
+def quantization_of(model: nn.Module) -> str | None:
+    """底座是怎样量化的，一句话；没有量化就是 None。
 
+    例：「4 bits, groups of 64」是 quantize(model) 现做的那一种；量化过的模型目录更长：
+        「4 bits, groups of 64, gptq + 8 bits, groups of 64」，加号后面是词表
     随适配器存下：QLoRA 学的 ΔW 补偿了量化的误差，要配同样量化过的底座
     """
-    # quantize 对所有层用同样大的组，看一层就够；
-    # 有的层没有量化（lm_head），不影响
-    return next((layer.group_size for layer in quantized_layers(model).values()), None)
+    # 同样的只说一遍，先后照模型里的；线性层在前，词表多半在后
+    layers = quantized_layers(model)
+    found = dict.fromkeys(part_in_words(part) for part in layers.values())
+    found |= dict.fromkeys(part_in_words(part) for part in quantized_parts(model).values())
+    return " + ".join(found) or None
 
 
-def refuse_other_quantization(model: nn.Module, recorded: int | None, directory: Path) -> None:
-    """训练时的底座是四比特的，这个模型也要是；反过来也一样。
+def part_in_words(part: PackedWeight) -> str:
+    """一个整数的权重：几比特、几个一组、怎样挑的。
+
+    直接取整、没有零点的不另说：那是最平常的一种
+    """
+    group = part.form.group_size
+    words = [f"{part.bits} bits", "one scale a row" if group is None else f"groups of {group}"]
+    words += ["zero points"] * part.form.zero_points + [part.method] * (part.method != "rtn")
+    return ", ".join(words)
+
+
+def made_on_the_fly(words: str | None) -> int | None:
+    """这句话说的是不是 quantize(model, group_size=g) 现做的那一种；是就给出 g。
+
+    别的（八比特、gptq、量化过的词表）现做不出来，要载入训练时的那个模型
+    """
+    start, end = f"{SIMPLE_BITS} bits, groups of ", "" if words is None else words
+    size = end.removeprefix(start)
+    return int(size) if end.startswith(start) and size.isdecimal() else None
+
+
+def quantization_metadata(model: nn.Module) -> dict[str, str]:
+    """随适配器存下的一项：底座怎样量化过；没有量化就什么也不写。
+
+    现做的四比特只记组有多大（一直就是这样记的），别的记一整句话
+    """
+    words = quantization_of(model)
+    group_size = made_on_the_fly(words)
+    # 元数据里都是字符串，
+    # 别的工具不认识这两个键，会跳过
+    if group_size is not None:
+        return {GROUP_SIZE: str(group_size)}
+    return {} if words is None else {QUANTIZATION: words}
+
+
+def quantization_in(metadata: Mapping[str, str]) -> str | None:
+    """元数据里说底座怎样量化过，与 quantization_of 同样的说法；没有这一项就是没有量化。
+
+    写坏了的当作没有：指纹那一关会拒绝
+    """
+    value = metadata.get(GROUP_SIZE, "")
+    simple = f"{SIMPLE_BITS} bits, groups of {value}"
+    return simple if value.isdecimal() else metadata.get(QUANTIZATION)
+
+
+def refuse_other_quantization(model: nn.Module, recorded: str | None, directory: Path) -> None:
+    """训练时的底座怎样量化过，这个模型也要是；没有量化过的也一样。
 
     先于指纹问：指纹必然不同，但「先量化」远比「指纹不同」有用
     错误：ValueError，写明两边各是什么，该调用什么
@@ -184,17 +241,19 @@ def refuse_other_quantization(model: nn.Module, recorded: int | None, directory:
     为什么不自动量化：装适配器不该改动底座；命令行替用户做这一步，库让人自己做
     """
     found = quantization_of(model)
-    # 都没有量化，或组一样大：往下再问指纹
+    # 先看说法，数值由指纹去比。
+    # 都没有量化，或说的是同一句话：往下再问指纹
     if found == recorded:
         return
     # 两边各说一遍是什么：只说「不同」，用户不知道该动哪一边
-    kinds = [
-        "a plain base" if g is None else f"a 4-bit base, groups of {g}" for g in (recorded, found)
-    ]
+    kinds = ["a plain base" if w is None else f"a base of {w}" for w in (recorded, found)]
     # 该怎么办，取决于训练时的是哪一种
     remedy = "load the base without quantizing it"
-    if recorded is not None:
-        remedy = f"call quantize(model, group_size={recorded}) on the plain base first"
+    group_size = made_on_the_fly(recorded)
+    if group_size is not None:
+        remedy = f"call quantize(model, group_size={group_size}) on the plain base first"
+    elif recorded is not None:
+        remedy = "load the quantized model that it was trained on"
     raise ValueError(
         f"{directory} was trained on {kinds[0]}, this model is {kinds[1]}; {remedy}, or pass "
         "allow_other_base=True if you know that it fits"

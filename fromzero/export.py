@@ -41,6 +41,7 @@ class Options:
         fromzero export runs/adapter --base runs/gpt-micro --to exported-adapter
         fromzero export runs/gpt-micro --to gpt-micro.gguf --format gguf --pretokenizer llama-bpe
         fromzero export runs/qwen3 --to qwen3.gguf --format gguf --type q8_0
+        fromzero export runs/small-4bit --to small.gguf --format gguf
         fromzero export runs/gpt-micro --to ids-only.gguf --format gguf --without-tokenizer
     """
 
@@ -61,7 +62,8 @@ class Options:
     max_shard_size: MaybeText = None
     """huggingface: weights beyond this go into the next file; without it 5GB"""
     type: MaybeText = None
-    """gguf: how the matrices are stored: f32, f16 or q8_0; without it f16"""
+    """gguf: how the matrices are stored: f32, f16 or q8_0; without it f16, and for a model of
+    `fromzero quantize` stored: its integers as they are, in q4_0 and q8_0"""
     pretokenizer: MaybeText = None
     """gguf: split text by this rule of llama.cpp's, where it does not know the tokenizer's own;
     some token ids then differ from training"""
@@ -90,7 +92,9 @@ def run(options: Options) -> int:
 
 def to_huggingface(options: Options) -> None:
     """A folder for AutoModelForCausalLM and AutoTokenizer, or an adapter for PEFT."""
+    from gpt_model.dequantization import dequantize
     from gpt_model.huggingface_writing import SHARD_BYTES, save_huggingface
+    from transformer_basics.quantized_linear import quantized_parts
 
     max_bytes = SHARD_BYTES
     if options.max_shard_size is not None:
@@ -99,6 +103,12 @@ def to_huggingface(options: Options) -> None:
         export_adapter(options, options.base)
         return
     model, tokenizer, directory = load(options)
+    if quantized_parts(model):
+        dequantize(model)
+        note(
+            f"{directory} holds integers, and this layout has no place for them: the restored "
+            "weights are written, as large as the original and as exact as the integers"
+        )
     family = save_huggingface(
         model, options.to, tokenizer, max_shard_bytes=max_bytes, carried_from=directory
     )
@@ -131,17 +141,21 @@ def to_gguf(options: Options) -> None:
     """One file for llama.cpp and Ollama."""
     if options.without_tokenizer and options.pretokenizer is not None:
         raise ValueError("--pretokenizer is of no use with --without-tokenizer; give one of them")
-    from gpt_model.gguf_export import export_gguf
+    from gpt_model.gguf_export import STORED, export_gguf
+    from transformer_basics.quantized_linear import quantized_parts
 
     model, tokenizer, _ = load(options)
+    default = STORED if quantized_parts(model) else "f16"
     summary = export_gguf(
         model,
         options.to,
         tokenizer=tokenizer,
-        weight_type="f16" if options.type is None else options.type,
+        weight_type=default if options.type is None else options.type,
         pretokenizer=options.pretokenizer,
         name=options.directory.resolve().name,
     )
+    if options.type == STORED or (options.type is None and quantized_parts(model)):
+        note(kept_integers(summary))
     report(summary, tokenizer, options.pretokenizer)
 
 
@@ -176,10 +190,29 @@ def report(summary: GGUFSummary, tokenizer: Tokenizer | None, pretokenizer: str 
         )
     elif pretokenizer is not None:
         notes.append(f"text is split as {pretokenizer!r} does; some token ids differ from training")
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    for text in notes:
+        note(text)
     size = f"{summary.n_bytes / 2**20:.1f} MiB"
     print(f"{summary.path}: {summary.architecture}, {summary.n_tensors} tensors, {size}")
+
+
+def kept_integers(summary: GGUFSummary) -> str:
+    """How many matrices are the model's own integers, bit for bit, and how many are not."""
+    kinds = [(kind, summary.kinds.get(kind, 0)) for kind in ("q4_0", "q8_0")]
+    kept = ", ".join(f"{count} as {kind}" for kind, count in kinds if count)
+    others = summary.kinds.get("f16", 0)
+    if not kept:
+        return (
+            f"no integers are kept, {others} tensors are restored to f16: llama.cpp wants groups "
+            "of 32, 64, … that fill their rows, and no zero points"
+        )
+    rest = f"; {others} others as f16" if others else ""
+    return f"the integers are kept bit for bit: {kept}{rest}"
+
+
+def note(text: str) -> None:
+    """One line on stderr that the user should know of."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 # One writer per format; each says what its format cannot hold.

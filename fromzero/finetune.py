@@ -72,7 +72,8 @@ class Options:
     """
 
     method: str = "lora"
-    """lora; qlora (the frozen base in 4 bits: the least memory); full (every weight)"""
+    """lora; qlora (the frozen base in 4 bits: the least memory; a model of `fromzero quantize`
+    stays as it is); full (every weight)"""
     data: MaybePath = None
     """json or jsonl; without it functions and their docstrings from Python's library"""
     prompt_key: MaybeText = None
@@ -131,7 +132,11 @@ def run(options: Options) -> int:
     """Base model and conversations → adapter, or a whole model."""
     from finetuning.lora import LoRAConfig, count_trainable
     from foundation.devices import seed_everything
-    from gpt_model.model_directory import find_model_directory, load_config
+    from gpt_model.model_directory import (
+        find_model_directory,
+        load_config,
+        stored_quantization,
+    )
     from training.run_directory import RunDirectory
     from training.trackers import make_trackers
 
@@ -148,6 +153,11 @@ def run(options: Options) -> int:
     resuming, overwrite = options.resume is not None, options.overwrite
     name = "finetuned" if options.method == "full" else "adapter"
     out = options.resume or options.out or free_directory(Path("runs"), name)
+    if options.method == "full" and stored_quantization(base) is not None:
+        raise ValueError(
+            f"{base} holds integers, which cannot be trained; --method qlora trains an adapter "
+            "beside them, --method full wants the model before it was quantized"
+        )
     check_places(options, base, out)
     RunDirectory(out).check(resume=resuming, overwrite=overwrite)
     model, tokenizer, _ = open_model(base, options.training.device, "fp32")
@@ -203,10 +213,11 @@ def make_trainable(model: GPT, method: str, lora: LoRAConfig, precision: str) ->
     from finetuning.lora import apply_lora
     from foundation.devices import resolve_precision
     from inference.quantization import quantize
+    from transformer_basics.quantized_linear import quantized_parts
 
     if method == "full":
         return
-    if method == "qlora":
+    if method == "qlora" and not quantized_parts(model):
         quantize(model)
     apply_lora(model, lora)
     if resolve_precision(precision, model.device) == "bf16":

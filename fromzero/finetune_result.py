@@ -107,6 +107,7 @@ def keep_best(options: Options, base: Path, out: Path, tokenizer: Tokenizer) -> 
     from gpt_model.model import GPT
     from inference.quantization import quantize
     from training.checkpoint_list import best_checkpoint, latest_checkpoint
+    from transformer_basics.quantized_linear import quantized_parts
 
     best = best_checkpoint(out) or latest_checkpoint(out)
     if best is None:  # stopped before the first step
@@ -117,7 +118,7 @@ def keep_best(options: Options, base: Path, out: Path, tokenizer: Tokenizer) -> 
         print(f"model      {out / MODEL}")
         return model, f"--model {out / MODEL}"
     model, _, _ = open_model(base, options.training.device, "fp32")
-    if options.method == "qlora":
+    if options.method == "qlora" and not quantized_parts(model):
         quantize(model)
     load_adapter(model, best.directory)
     save_adapter(model, out / ADAPTER, base_name=str(base))

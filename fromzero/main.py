@@ -32,6 +32,7 @@ COMMANDS = {
     "chat": "talk with a model",
     "finetune": "teach a model a new task with LoRA",
     "evaluate": "measure models: on a text, on tasks, side by side",
+    "quantize": "store a model's weights in 8 or 4 bits",
     "import": "turn a Hugging Face checkpoint into a model directory",
     "export": "write a model for other programs: transformers, vLLM, llama.cpp, Ollama",
     "models": "the table of presets: parameters, FLOPs, memory",

@@ -233,11 +233,13 @@ def open_weights(
         from finetuning.adapter_files import load_adapter, recorded_quantization
         from finetuning.lora import merge_lora
         from inference.quantization import quantize
+        from transformer_basics.quantized_linear import quantized_parts
 
         inner = adapter / "adapter"  # where a run of `fromzero finetune` keeps it
         inner = inner if inner.is_dir() else adapter
         group_size = recorded_quantization(inner)
-        if group_size is not None:  # QLoRA: the change was learned beside the rounded weights
+        # QLoRA: the change was learned beside the rounded weights
+        if group_size is not None and not quantized_parts(model):
             quantize(model, group_size=group_size)
         load_adapter(model, inner)
         merged = merge_lora(model)

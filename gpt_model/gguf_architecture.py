@@ -261,7 +261,7 @@ def tensors_of(model: GPT, architecture: str) -> list[GGUFTensor]:
     if state:
         raise ValueError(
             f"GGUF has no place for {', '.join(sorted(state))}; "
-            "export the plain model: merge LoRA, do not quantize first"
+            "export the plain model: merge LoRA first"
         )
     return fuse_and_fill(tensors, config) if architecture == "gpt2" else tensors
 

@@ -13,7 +13,7 @@ $$\text{offset}_{k+1} = \text{offset}_k + 32\left\lceil \frac{\text{bytes}_k}{32
 先有整张表、后有数：读的人一眼看完开头，就知道每个张量在哪里；写的人也不必把数都攒在内存里——
 大小由形状与存法就算得出，所以表可以先写，数一个一个地算、一个一个地写，写完就扔。
 
-每个张量用哪种存法（weight_type 是 f32、f16 或 q8_0）：
+每个张量用哪种存法（weight_type 是 f32、f16、q8_0，或 stored）：
 
     一维的（归一化、偏置）、rope_freqs、位置表      永远 f32：小，而且 llama.cpp 只认 f32
     矩阵，行长是 32 的倍数                          照 weight_type
@@ -24,6 +24,7 @@ $$\text{offset}_{k+1} = \text{offset}_k + 32\left\lceil \frac{\text{bytes}_k}{32
     f32     与我们的数逐比特相同          4 字节一个参数
     f16     舍入一次                      2 字节
     q8_0    分块量化，见 gguf_blocks.py   约 1.06 字节
+    stored  量化过的模型：整数原样写成 q4_0、q8_0，见 gguf_integers.py；其余的矩阵 f16
 
 用 f16、q8_0 推理时 llama.cpp 把输入也舍入成同样的精度再相乘，所以 logits 会有差别。
 
@@ -49,7 +50,9 @@ $$\text{offset}_{k+1} = \text{offset}_k + 32\left\lceil \frac{\text{bytes}_k}{32
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,24 +63,28 @@ import torch
 from foundation.checks import check_choice
 from foundation.demonstration import run_demo
 from foundation.files import atomic_file
+from gpt_model.dequantization import dequantize, scales_as_weights
 from gpt_model.gguf_architecture import (
     GGUFTensor,
     architecture_metadata,
     architecture_of,
     tensors_of,
 )
-from gpt_model.gguf_blocks import BLOCK, BLOCK_BYTES, ENCODERS, ROW_MULTIPLE, Array
+from gpt_model.gguf_blocks import BLOCK, ENCODERS, ROW_MULTIPLE, Array
+from gpt_model.gguf_integers import FORMATS, encode_integers, integers_of
 from gpt_model.gguf_tokenizer import NO_TOKENIZER, tokenizer_metadata
 from gpt_model.model import GPT
+from transformer_basics.quantized_linear import quantized_parts
 
 if TYPE_CHECKING:
     from tokenization.tokenizer import Tokenizer
 
 __all__ = ["GGUFSummary", "export_gguf"]
 
-WEIGHT_TYPES = tuple(ENCODERS)  # 命令行的 --type
+STORED = "stored"  # 量化过的模型，整数怎样存着就怎样写
+WEIGHT_TYPES = (*ENCODERS, STORED)  # 命令行的 --type
 # 编号是 llama.cpp 定的，中间空着的是别的量化
-FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # general.file_type：多数张量是哪一种
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}  # general.file_type：多数张量是哪一种
 # 位置表直接加到词向量上，不做乘法，省不出时间；它也小
 ALWAYS_F32 = ("position_embd.weight", "rope_freqs.weight")
 ALIGNMENT = 32  # 规格的默认值
@@ -93,6 +100,7 @@ class GGUFSummary:
     n_bytes: int  # 整个文件
     # 文件头里看得到每个张量的存法，这里只列出意料之外的
     fallbacks: tuple[str, ...]  # 行长不是 32 的倍数、改存 f16 的张量
+    kinds: dict[str, int]  # 存法 → 几个张量
 
 
 def export_gguf(
@@ -109,17 +117,27 @@ def export_gguf(
     分词器：None 就不写，llama.cpp 只认编号；pretokenizer 见 gguf_tokenizer.py
     名字：name 写进 general.name，缺省是文件名
     内存：模型之外，只多一个张量的 float32 与它编码后的那一份
+    量化过的模型：weight_type 是 stored 时整数原样写；别的就先还原，再照普通的模型写
     错误：llama.cpp 没有的结构、装不下的分词器、NaN、超出 float16 的数 → ValueError；旧文件不变
     """
     check_choice("weight_type", weight_type, WEIGHT_TYPES)
+    model, scales = plain_and_scales(model, weight_type)
     gguf = import_gguf()
     # ① 先把能拒绝的都查完，再碰磁盘
     architecture = architecture_of(model.config)
     tensors = tensors_of(model, architecture)
+    #    尺子走同样的路：重排、拼接之后，
+    #    与权重一一对上
+    rules = {} if scales is None else {t.name: t for t in tensors_of(scales, architecture)}
+    # 先定存法，再写表：
+    # 存法由名字、形状与尺子决定，所以写表之前就定得下来
+    kinds = {t.name: stored_type(t, weight_type, rules.get(t.name)) for t in tensors}
+    counts = Counter(kinds.values())
     values = {
         "general.type": "model",  # 也有 "adapter"
         "general.name": name or Path(path).stem,
-        "general.file_type": FILE_TYPES[weight_type],  # 只给人看，读的一方看每个张量自己的
+        # 只给人看，读的一方看每个张量自己的
+        "general.file_type": FILE_TYPES[most_common(counts) if scales else weight_type],
         "general.quantization_version": 2,  # 各种分块格式的第几版
         **architecture_metadata(model.config, architecture),
     }
@@ -128,9 +146,6 @@ def export_gguf(
         values |= NO_TOKENIZER
     else:
         values |= tokenizer_metadata(tokenizer, model.config.vocab_size, pretokenizer)
-    # 先定存法，再写表：
-    # 存法只由名字与形状决定，所以写表时就定得下来
-    kinds = {tensor.name: stored_type(tensor, weight_type) for tensor in tensors}
     with atomic_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
         try:
@@ -145,7 +160,8 @@ def export_gguf(
             writer.write_ti_data_to_file()
             # ③ 数：算一个，写一个
             for tensor in tensors:
-                writer.write_tensor_data(encoded(tensor, kinds[tensor.name]))
+                data = encoded(tensor, kinds[tensor.name], rules.get(tensor.name))
+                writer.write_tensor_data(data)
         finally:
             writer.close()  # 还开着的文件，Windows 不许改名、不许删
     return GGUFSummary(
@@ -154,7 +170,42 @@ def export_gguf(
         n_tensors=len(tensors),
         n_bytes=Path(path).stat().st_size,
         fallbacks=tuple(n for n, kind in kinds.items() if weight_type == "q8_0" and kind == "f16"),
+        kinds=dict(counts),
     )
+
+
+def plain_and_scales(model: GPT, weight_type: str) -> tuple[GPT, GPT | None]:
+    """普通的模型，与（要原样写整数时）同样形状、权重是尺子的模型；原来的不动。
+
+    错误：没有量化过的模型，没有整数可以原样写 → ValueError
+    """
+    if not quantized_parts(model):
+        # 说清两条路：换一种存法，或先量化
+        if weight_type == STORED:
+            raise ValueError(
+                f"weight_type {STORED} keeps the integers of a quantized model, and this one has "
+                "none; give f32, f16 or q8_0, or quantize it first"
+            )
+        return model, None
+    # 尺子要在还原之前取；
+    # 不必原样写时用不着它，
+    # 也就不多占那一份内存；
+    # 复制的是整数的模型，不大
+    scales = scales_as_weights(model) if weight_type == STORED else None
+    # 还原是就地做的，所以复制一份：导出不该改动人家的模型
+    plain = dequantize(copy.deepcopy(model))
+    assert isinstance(plain, GPT)
+    assert scales is None or isinstance(scales, GPT)
+    return plain, scales
+
+
+def most_common(counts: Counter[str]) -> str:
+    """整数的存法里张量最多的那一种；一个整数也写不进去时是 f16。
+
+    例：24 个 q4_0、1 个 q8_0（词表）→ q4_0
+    """
+    integers = {kind: counts[kind] for kind in FORMATS if counts[kind]}
+    return max(integers, key=lambda kind: integers[kind]) if integers else "f16"
 
 
 def import_gguf() -> Any:
@@ -171,13 +222,18 @@ def import_gguf() -> Any:
     return gguf
 
 
-def stored_type(tensor: GGUFTensor, weight_type: str) -> str:
+def stored_type(tensor: GGUFTensor, weight_type: str, rule: GGUFTensor | None = None) -> str:
     """这个张量用哪种存法；规则见文件开头的表。
 
     例：(37, 64) 的词表，64 是 32 的倍数 → q8_0；(64, 41) 的 down_proj → f16
     """
     if len(tensor.shape) < 2 or tensor.name in ALWAYS_F32:
         return "f32"
+    # 整数原样写：值除以尺子，看写得进哪一种；
+    # 写不进去的、本来就不是整数的，存 f16
+    if weight_type == STORED:
+        found = None if rule is None else integers_of(floats(tensor), floats(rule))
+        return "f16" if found is None else found[0]
     # 名字里没有的规则只有这一条：
     # 一块不许跨行：每一行都要能单独取出来（查词表就是取一行）
     fits = tensor.shape[-1] % ROW_MULTIPLE[weight_type] == 0
@@ -208,18 +264,18 @@ def add_info(gguf: Any, writer: Any, tensor: GGUFTensor, kind: str) -> None:
     约定：GGUFWriter 对量化的张量要的是「字节的形状」，它再换算回数的形状
     """
     *rows, width = tensor.shape
-    # 32 个数一块，一块 34 个字节；stored_type 保证除得尽
-    if kind == "q8_0":
-        width = width // BLOCK * BLOCK_BYTES
-    dtype = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "q8_0": np.dtype(np.uint8)}
+    # 32 个数一块，一块 18 或 34 个字节；stored_type 保证除得尽
+    if kind in FORMATS:
+        width = width // BLOCK * FORMATS[kind][2]
+    dtype: np.dtype[Any] = np.dtype({"f32": np.float32, "f16": np.float16}.get(kind, np.uint8))
     shape = (*rows, width)
-    size = math.prod(shape) * dtype[kind].itemsize
+    size = math.prod(shape) * dtype.itemsize
     quantization = gguf.GGMLQuantizationType[kind.upper()]
-    writer.add_tensor_info(tensor.name, shape, dtype[kind], size, raw_dtype=quantization)
+    writer.add_tensor_info(tensor.name, shape, dtype, size, raw_dtype=quantization)
 
 
-def encoded(tensor: GGUFTensor, kind: str) -> Array:
-    """一个张量的字节：接好、重排、变成 float32，再按存法编码。
+def encoded(tensor: GGUFTensor, kind: str, rule: GGUFTensor | None = None) -> Array:
+    """一个张量的字节：接好、重排、变成 float32，再按存法编码；rule 给出时，整数原样写。
 
     错误：NaN、无穷大，或编码后装不下的数 → ValueError，写明张量名
     """
@@ -228,12 +284,28 @@ def encoded(tensor: GGUFTensor, kind: str) -> Array:
     # ② 坏数一旦写出去，别人只会看到一个说胡话的模型
     if not torch.isfinite(whole).all():
         raise ValueError(f"{tensor.name} holds NaN or infinite values; it is not exported")
-    # ③ 编码的函数不知道名字，错误在这里补上
+    #    词表与矩阵各有各的格式：q4_0 与 q8_0 可以混在一个文件里
+    # ③ 整数原样写：与定存法时同样的一步，这次要的是整数
+    found = (
+        None if rule is None or kind not in FORMATS else integers_of(floats(tensor), floats(rule))
+    )
+    if found is not None:
+        return encode_integers(*found, rows=tensor.shape[0])
+    # ④ 编码的函数不知道名字，错误在这里补上
     try:
         # bfloat16 先变成 float32：一个比特不丢，numpy 也没有 bfloat16
         return ENCODERS[kind](whole.to("cpu", torch.float32).numpy())
     except ValueError as error:
         raise ValueError(f"{tensor.name}: {error}") from None
+
+
+def floats(tensor: GGUFTensor) -> Array:
+    """拼好、重排过的张量，float32 的数组。
+
+    到这里才真正拼接，用完就扔
+    """
+    whole: Array = tensor.build().detach().to("cpu", torch.float32).numpy()
+    return whole
 
 
 def read_head(path: Path) -> tuple[bytes, int, int, int]:
@@ -261,7 +333,7 @@ def demo() -> None:
     sizes = {}
     # 写三次，每次用别人的读法（gguf 包的 GGUFReader）读回来
     with tempfile.TemporaryDirectory() as folder:
-        for kind in WEIGHT_TYPES:
+        for kind in ENCODERS:
             path = Path(folder) / f"tiny-{kind}.gguf"
             summary = export_gguf(model, path, weight_type=kind)
             # 开头的 24 个字节，自己拆开看

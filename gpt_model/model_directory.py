@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -56,6 +56,7 @@ __all__ = [
     "load_model",
     "load_weights",
     "save_model",
+    "stored_quantization",
     "write_config_and_tokenizer",
     "write_model_files",
 ]
@@ -154,7 +155,7 @@ def load_model(
     verify_manifest(directory)  # 模型目录与训练存档都行，种类不限
     config = load_config(directory)
     # 量化过的：哪些模块是整数，写在同一个文件里
-    quantization = read_json(directory / CONFIG_FILE).get(QUANTIZATION)
+    quantization = stored_quantization(directory)
     # 先有形状再有数字：随机初始化 1.5B 个数要好几秒，而它们马上就会被换掉
     model = GPT.on_meta(config)
     # 趁还在 meta 上，把那些层换成整数的空壳：
@@ -183,6 +184,15 @@ def load_config(directory: Path) -> GPTConfig:
     # 数参数、导出、再训练的，都只看形状
     values.pop(QUANTIZATION, None)
     return GPTConfig.from_dict(values, where=str(path))
+
+
+def stored_quantization(directory: Path) -> Any:
+    """config.json 里的 quantization 一项；没有量化过就是 None，内容由 swap_in 去查。
+
+    开工之前问一句（全量微调收不收），不必先把模型读进来
+    """
+    values = read_json(directory / CONFIG_FILE)
+    return values.get(QUANTIZATION) if isinstance(values, dict) else None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -51,11 +51,11 @@ from torch import Tensor, nn
 from foundation.checks import check_choice
 from foundation.demonstration import run_demo
 from gpt_model.config import preset
+from gpt_model.dequantization import dequantize
 from gpt_model.model import GPT
 from inference.block_by_block import METHODS, quantize_blocks
 from transformer_basics.embeddings import TokenEmbedding
 from transformer_basics.integer_weights import WeightFormat, encode, refuse_non_finite
-from transformer_basics.linear import Linear
 from transformer_basics.quantized_linear import (
     PackedWeight,
     QuantizedEmbedding,
@@ -178,34 +178,6 @@ def quantized_tables(model: nn.Module, form: WeightFormat) -> dict[str, PackedWe
             with named(name):
                 made[name] = QuantizedLinear.from_linear(head, form)
     return made
-
-
-@torch.no_grad()
-def dequantize(model: nn.Module) -> nn.Module:
-    """就地换回普通的层，权重是还原出来的 Ŵ；返回同一个模型。
-
-    类型：与模型里别的参数相同。量化丢掉的不会回来；这样做是为了存成谁都认得的模型
-    """
-    # 没有别的参数可看，就用 float32
-    # ① 与归一化同类型，接着算才不会两边类型不合
-    kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
-    dtype = kinds[0] if kinds else torch.float32
-    plain: dict[int, nn.Parameter] = {}  # 共用的表还原一次，还是共用
-    # 先收成字典再换：边走边换，走的就乱了
-    for name, part in quantized_parts(model).items():
-        weight = plain.setdefault(id(part.packed), nn.Parameter(part.weight.to(dtype)))
-        module: nn.Module
-        # ② 在 meta 上造空壳：不分配内存，也不惊动随机数
-        with torch.device("meta"):
-            if isinstance(part, QuantizedLinear):
-                module = Linear(part.in_features, part.out_features, bias=False)
-                module.register_parameter("bias", part.bias)
-            else:
-                module = TokenEmbedding(part.rows, part.columns)
-        # ③ 还原的权重与原来的偏置放进空壳
-        module.weight = weight
-        replace_module(model, name, module.train(part.training))
-    return model
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:

@@ -83,11 +83,11 @@ def test_files_remember_how_the_base_was_quantized(tmp_path):
     assert torch.equal(again(IDS).logits, model(IDS).logits)
     plain = build()
     with pytest.raises(
-        ValueError, match=r"a 4-bit base, groups of 16, .*quantize\(model, group_siz"
+        ValueError, match=r"a base of 4 bits, groups of 16, .*quantize\(model, group_s"
     ):
         load_adapter(plain, tmp_path / "a")
     assert adapted_layers(plain) == {}
-    with pytest.raises(ValueError, match="this model is a 4-bit base, groups of 64"):
+    with pytest.raises(ValueError, match="this model is a base of 4 bits, groups of 64"):
         load_adapter(quantize(build()), tmp_path / "a")
     load_adapter(plain, tmp_path / "a", allow_other_base=True)
     # the other way round, and another base quantized alike
@@ -100,6 +100,60 @@ def test_files_remember_how_the_base_was_quantized(tmp_path):
         other.blocks[0].feed_forward.up_proj.weight.mul_(1.5)
     with pytest.raises(ValueError, match="was trained on another base"):
         load_adapter(quantize(other, group_size=16), tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 8},
+        {"bits": 4, "embeddings": 8},
+        {"bits": 4, "group_size": 16, "zero_points": True},
+        {"bits": 4, "group_size": None},
+        {"bits": 4, "method": "gptq", "calibration": IDS},
+    ],
+)
+def test_an_adapter_knows_a_base_that_was_quantized_beforehand(tmp_path, options):
+    quantize(build(), **options).save(tmp_path / "base")
+    model = adapted(GPT.load(tmp_path / "base"))
+    assert count_trainable(model)[1] == count_trainable(adapted(build()))[1]
+    save_adapter(model, tmp_path / "a")
+    assert recorded_quantization(tmp_path / "a") is None  # cannot be made from the plain base
+    again = load_adapter(GPT.load(tmp_path / "base"), tmp_path / "a")
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    for other in (build(), quantize(build()), quantize(build(), bits=8, group_size=8)):
+        with pytest.raises(ValueError, match="load the quantized model that it was trained on"):
+            load_adapter(other, tmp_path / "a")
+        assert adapted_layers(other) == {}
+    # the same description, another base
+    torch.manual_seed(9)
+    third = quantize(GPT(build().config), **options)
+    with pytest.raises(ValueError, match="was trained on another base"):
+        load_adapter(third, tmp_path / "a")
+
+
+def test_four_bits_made_on_the_fly_and_read_from_a_directory_are_one_base(tmp_path):
+    quantize(build(), group_size=16).save(tmp_path / "base")
+    model = adapted(GPT.load(tmp_path / "base"))
+    save_adapter(model, tmp_path / "a")
+    assert recorded_quantization(tmp_path / "a") == 16
+    again = load_adapter(quantize(build(), group_size=16), tmp_path / "a")
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+def test_merging_beside_a_half_precision_base_keeps_its_type():
+    for options in ({}, {"bits": 8, "embeddings": 8}):
+        model = adapted(quantize(build().to(torch.bfloat16), **options))
+        logits = model(IDS).logits
+        plain = merge_lora(model)
+        assert {p.dtype for p in plain.parameters()} == {torch.bfloat16}
+        assert plain(IDS).logits.dtype == torch.bfloat16
+        assert (plain(IDS).logits - logits).float().norm() < 0.03 * logits.float().norm()
+
+
+def test_an_adapter_on_a_shared_table_is_refused():
+    model = quantize(build(), embeddings=8)
+    with pytest.raises(ValueError, match=r"lm_head.weight shares its tensor with token_embedding"):
+        apply_lora(model, LoRAConfig(target=("lm_head",)))
 
 
 def test_a_copy_of_a_quantized_model_shares_nothing():
