@@ -85,8 +85,13 @@ def fast_attention(
             grouped, key, value, attn_mask=mask, dropout_p=dropout_p
         )  # (B, G, H/G, d)
         return output.reshape(query.shape)  # (B, H, 1, d)
-    # ⑤ 其余情形直接交给融合的核；enable_gqa 让它自己处理 H 与 G 的对应
-    return F.scaled_dot_product_attention(
+    # ⑤ q、k 比 v 宽（滑动的缓存一次来好几个时）：融合的核只收一样宽的，v 补零，算完切掉
+    #    补的零只让输出多出几维零，不改变前 d 维
+    width = value.shape[-1]
+    if query.shape[-1] != width:
+        value = F.pad(value, (0, query.shape[-1] - width))
+    # ⑥ 其余情形直接交给融合的核；enable_gqa 让它自己处理 H 与 G 的对应
+    output = F.scaled_dot_product_attention(
         query,
         key,
         value,
@@ -95,6 +100,8 @@ def fast_attention(
         is_causal=causal,
         enable_gqa=n_heads != n_kv_heads,
     )
+    # 一样宽时不切：训练时多一个切片，反向就多抄一份
+    return output if output.shape[-1] == width else output[..., :width]
 
 
 def trains_in_half_on_cpu(query: Tensor) -> bool:
