@@ -239,11 +239,11 @@ def test_initial_std_is_the_one_the_book_draws_with():
 
 def test_predicted_size_of_gpt2():
     answers, book = solved("gpt.03"), count_parameters(preset("gpt2"))
-    assert answers["token_table"] == book.token_embedding
-    assert answers["position_table"] == book.position_embedding
-    assert 12 * answers["attention"] == book.attention
-    assert 12 * answers["feed_forward"] == book.feed_forward
-    assert answers["norms"] == book.norms
+    assert answers["token_table_parameters"] == book.token_embedding
+    assert answers["position_table_parameters"] == book.position_embedding
+    assert 12 * answers["attention_parameters"] == book.attention
+    assert 12 * answers["feed_forward_parameters"] == book.feed_forward
+    assert answers["norm_parameters"] == book.norms
     assert answers["total"] == book.total == 124_439_808
 
 

@@ -162,7 +162,8 @@ EXERCISES = (
     ),
     Exercise(
         "gpt.03", 3,
-        ("token_table", "position_table", "attention", "feed_forward", "norms", "total"),
+        ("token_table_parameters", "position_table_parameters", "attention_parameters",
+         "feed_forward_parameters", "norm_parameters", "total"),
         nothing, kind="predict", cases=1, tolerance=1e-9, checkpoint=("week3-gpt",),
     ),
     Exercise(

@@ -5,35 +5,35 @@
 
 # zh: 词向量表的参数
 # en: parameters of the token table
-token_table = (
+token_table_parameters = (
     # >>>
     50257 * 768
     # <<< None
 )
 # zh: 位置表的参数
 # en: parameters of the position table
-position_table = (
+position_table_parameters = (
     # >>>
     1024 * 768
     # <<< None
 )
 # zh: 一个块的注意力：四个矩阵与四个偏置
 # en: attention of one block: four matrices and four biases
-attention = (
+attention_parameters = (
     # >>>
     4 * 768**2 + 4 * 768
     # <<< None
 )
 # zh: 一个块的前馈：两个矩阵与两个偏置
 # en: feed-forward of one block: two matrices and two biases
-feed_forward = (
+feed_forward_parameters = (
     # >>>
     8 * 768**2 + 4 * 768 + 768
     # <<< None
 )
 # zh: 全部归一化
 # en: all norms together
-norms = (
+norm_parameters = (
     # >>>
     (2 * 12 + 1) * (2 * 768)
     # <<< None
