@@ -6,6 +6,7 @@ What must hold, on inputs no one has seen before:
     every mistake of the bank, put into our solution, is diagnosed as itself
     wrong answers written by hand are diagnosed as the mistake in their name
     two mistakes at once are recognised, or nobody is accused
+    a mutant that nobody planned is named only if it is that mistake, on other inputs too
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from course.catalogue import all_mistakes, bank_of
 from course.comparison import distance
 from course.diagnosis import FAR, Diagnosis, diagnose, diagnose_source
 from course.exercise import Exercise, all_exercises, starter_source, without_marks
+from course.mutants import mutants, run_mutant
 from course.running import run_source
 from course.twins import pairs, patched, reference, twins
 
 __all__ = ["Figures", "check_course", "check_exercise"]
+
+MUTANTS = 12  # of each exercise
 
 
 @dataclass
@@ -41,6 +45,8 @@ class Figures:
     separated: int = 0
     doubles: int = 0
     doubles_named: int = 0
+    mutants: int = 0
+    mutants_named: int = 0
     false_accusations: int = 0
     complaints: list[str] = field(default_factory=list)
 
@@ -61,6 +67,7 @@ class Figures:
             f"wrong answers by hand   {self.by_hand}, diagnosed exactly {self.by_hand_exact}",
             f"pairs kept apart        {self.separated} of {self.pairs} ({share:.1%})",
             f"two mistakes at once    {self.doubles}, both named {doubles:.1%}",
+            f"mutants nobody planned  {self.mutants}, given a name that fits {self.mutants_named}",
             f"false accusations       {self.false_accusations}",
         ]
 
@@ -111,6 +118,7 @@ def check_exercise(exercise: Exercise, seed: int, figures: Figures) -> None:
     check_mistakes(exercise, seed, figures, judged)
     check_distances(exercise, seed, figures)
     check_doubles(exercise, seed, figures)
+    check_mutants(exercise, seed, figures)
 
 
 def check_mistakes(
@@ -174,3 +182,29 @@ def check_doubles(exercise: Exercise, seed: int, figures: Figures) -> None:
         elif set(found.mistakes) - real and found.stage == "pair":
             figures.false_accusations += 1
             figures.complaints.append(f"{exercise.id}: {sorted(real)} is diagnosed {found}")
+
+
+def check_mutants(exercise: Exercise, seed: int, figures: Figures) -> None:
+    """Solutions changed at random: whoever is named must be right on other inputs too."""
+    other = seed + 1
+    bank = {mistake.id: mistake for mistake in bank_of(exercise)}
+    for source in mutants(exercise, MUTANTS, seed):
+        outcomes = run_mutant(exercise, source, seed)
+        found = diagnose(exercise, outcomes, seed)
+        if found.passed:
+            continue  # the change changes nothing
+        figures.mutants += 1
+        if not found.mistakes:
+            continue
+        again = run_mutant(exercise, source, other)
+        named = [bank[name] for name in found.mistakes]
+        suspects = [named] if found.stage == "pair" else [[mistake] for mistake in named]
+        if any(
+            distance(again, run_source(exercise, without_marks(patched(exercise, each)), other))
+            <= exercise.tolerance
+            for each in suspects
+        ):
+            figures.mutants_named += 1
+            continue
+        figures.false_accusations += 1
+        figures.complaints.append(f"{exercise.id}: a mutant is wrongly named {found}:\n{source}")
