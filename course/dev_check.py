@@ -76,6 +76,7 @@ def check_course(
     only: Iterable[str] = (),
     seed: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
+    n_mutants: int = MUTANTS,
 ) -> Figures:
     """Check every exercise, or those named by `only` (an ID or a component)."""
     seed = secrets.randbelow(2**31) if seed is None else seed
@@ -85,7 +86,7 @@ def check_course(
         if wanted and exercise.id not in wanted and exercise.component not in wanted:
             continue
         before = len(figures.complaints)
-        check_exercise(exercise, seed, figures)
+        check_exercise(exercise, seed, figures, n_mutants)
         state = "ok" if len(figures.complaints) == before else "COMPLAINTS"
         progress(f"{exercise.id:<18} {len(bank_of(exercise)):3} mistakes  {state}")
     unused = set(all_mistakes()) - {m.id for e in all_exercises().values() for m in bank_of(e)}
@@ -93,7 +94,7 @@ def check_course(
     return figures
 
 
-def check_exercise(exercise: Exercise, seed: int, figures: Figures) -> None:
+def check_exercise(exercise: Exercise, seed: int, figures: Figures, n_mutants: int) -> None:
     """Check one exercise and add what was found to the figures."""
     figures.exercises += 1
 
@@ -118,7 +119,7 @@ def check_exercise(exercise: Exercise, seed: int, figures: Figures) -> None:
     check_mistakes(exercise, seed, figures, judged)
     check_distances(exercise, seed, figures)
     check_doubles(exercise, seed, figures)
-    check_mutants(exercise, seed, figures)
+    check_mutants(exercise, seed, figures, n_mutants)
 
 
 def check_mistakes(
@@ -184,11 +185,11 @@ def check_doubles(exercise: Exercise, seed: int, figures: Figures) -> None:
             figures.complaints.append(f"{exercise.id}: {sorted(real)} is diagnosed {found}")
 
 
-def check_mutants(exercise: Exercise, seed: int, figures: Figures) -> None:
+def check_mutants(exercise: Exercise, seed: int, figures: Figures, count: int) -> None:
     """Solutions changed at random: whoever is named must be right on other inputs too."""
     other = seed + 1
     bank = {mistake.id: mistake for mistake in bank_of(exercise)}
-    for source in mutants(exercise, MUTANTS, seed):
+    for source in mutants(exercise, count, seed):
         outcomes = run_mutant(exercise, source, seed)
         found = diagnose(exercise, outcomes, seed)
         if found.passed:

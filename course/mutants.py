@@ -30,8 +30,9 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 }  # fmt: skip
 
 
-class TooLongError(Exception):
-    """The mutant does not end."""
+class TooLongError(BaseException):
+    """The mutant does not end; not an Exception, or it would count as one case's result, and the
+    next case would run untraced: Python drops a trace function that raises."""
 
 
 def mutants(exercise: Exercise, count: int, seed: int) -> Iterator[str]:
@@ -98,5 +99,7 @@ def run_mutant(exercise: Exercise, source: str, seed: int) -> tuple[Outcome, ...
     sys.settrace(count)
     try:
         return run_source(exercise, source, seed)
+    except TooLongError:
+        return (Outcome(error="it does not end"),) * exercise.cases
     finally:
         sys.settrace(before)

@@ -49,11 +49,13 @@ def with_p(random_: random.Random, case: int) -> dict[str, Any]:
 
 
 def with_min_p(random_: random.Random, case: int) -> dict[str, Any]:
-    """A border between the third and the fourth of row 0; rows unlike, so that each has its own."""
+    """A border between the third and the fourth of row 0, or far lower; rows unlike, so that each
+    has its own."""
     rows, vocabulary = ((2, 12), (4, 10), (3, 13))[case]
+    rank = (2, 2, 11)[case]  # with a low border even a wrong one keeps some
     logits = torch.randn(rows, vocabulary) * torch.linspace(0.5, 1.5, rows)[:, None]
     ordered = torch.softmax(logits[0], dim=-1).sort(descending=True).values
-    return {"logits": logits, "p": float((ordered[2] + ordered[3]) / 2 / ordered[0])}
+    return {"logits": logits, "p": float((ordered[rank] + ordered[rank + 1]) / 2 / ordered[0])}
 
 
 def with_history(random_: random.Random, case: int) -> dict[str, Any]:
