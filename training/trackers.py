@@ -113,10 +113,11 @@ class TensorBoardTracker:
         self._writer: Any = None
 
     def start(self, config: Mapping[str, Any], directory: Path, done: int) -> None:
-        """打开；续训时，存档之后的那些点作废。"""
+        """打开；续训时，存档之后的那些点作废；从头练，目录里以前的点全部作废。"""
         # 从存档的下一步起会重走一遍；不作废，曲线就有一段来回
+        # 作废不是删：点还在旧文件里，只是不画。第 0 步也有点（开头的评估），所以从头练是 0
         self._writer = self._package.SummaryWriter(
-            str(directory / "tensorboard"), purge_step=done + 1 if done else None
+            str(directory / "tensorboard"), purge_step=done + 1 if done else 0
         )
         # 缩进四格，网页上显示成代码
         text = json.dumps(dict(config), indent=2, ensure_ascii=False, default=str)

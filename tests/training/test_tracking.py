@@ -54,6 +54,16 @@ def test_a_resumed_tensorboard_has_no_way_back(make_trainer, recorder, tmp_path)
     assert [point.step for point in losses] == list(range(1, 13))
 
 
+def test_a_run_that_replaces_another_has_only_its_own_points(make_trainer, tmp_path):
+    pytest.importorskip("tensorboard")
+    for overwrite, steps in ((False, 12), (True, 5)):
+        hook = TrackingHook(make_trackers("tensorboard"))
+        trainer = make_trainer(hooks=[hook], run_dir=tmp_path, steps=steps)
+        trainer.fit(overwrite=overwrite)
+    losses = scalars(tmp_path, "train/loss")
+    assert [point.step for point in losses] == [1, 2, 3, 4, 5]
+
+
 # ── the others: fakes that take exactly what the real ones take ─────────────────────────────────
 
 
