@@ -126,14 +126,18 @@ def measure_exact_match(
     公式：EM = 对上的题数 / 题数；raw 只去掉首尾的空白
     错误：一道题也没有 → ValueError
     """
+
+    def key(text: str) -> str:
+        # 只有标点的，规整之后什么也不剩：「)」与「]」、与空的，就都「对上」了，所以照原样比
+        return normalize(text) or text.strip()
+
     # 一次交上全部的题：怎样分批由写的一方定
     written = write(questions)
     # 一题一段，次序相同
     pairs = list(zip(questions, written, strict=True))
     return {
         "exact_match": estimate(
-            normalize(text) in {normalize(answer) for answer in question.answers}
-            for question, text in pairs
+            key(text) in {key(answer) for answer in question.answers} for question, text in pairs
         ),
         "exact_match_raw": estimate(
             text.strip() in {answer.strip() for answer in question.answers}

@@ -112,3 +112,11 @@ def test_a_long_prompt_keeps_its_end_and_room_for_the_answer(pair):
 def test_bad_questions_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         ShortAnswer(*fields)
+
+
+@pytest.mark.parametrize(("written", "right"), [(")", 1), (" ) ", 1), ("]", 0), ("", 0), ("a)", 0)])
+def test_an_answer_of_punctuation_alone_is_not_any_punctuation(written, right):
+    """Normalized it is empty, and so is every other bracket, and no answer at all."""
+    question = ShortAnswer("close it: (", (")",))
+    found = measure_exact_match([question], lambda _: [written])
+    assert found["exact_match"].value == right
