@@ -59,14 +59,14 @@ def causal_mask(
             f"queries are the last of the keys: {n_queries} queries need at least as many keys,"
             f" got {n_keys}"
         )
-    # 两个位置之差就是「隔了几步」：0 是自己，正数是过去，负数是未来
-    # 一列减一行，广播出整张表：不写循环，也不先造一张全一的方阵再取三角
-    query_positions = torch.arange(n_keys - n_queries, n_keys, device=device)
-    distance = query_positions[:, None] - torch.arange(n_keys, device=device)  # (T, S)
-    visible = distance >= 0
+    # 一列比一行，广播出整张表：不写循环，也不先造一张全一的方阵再取三角
+    # 直接比大小，不先求差：差是 8 字节的整数，长文章时那张表比掩码大八倍，画它比打分还慢
+    here = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None]  # 查询的位置 p
+    keys = torch.arange(n_keys, device=device)
+    visible = keys <= here  # (T, S)
     if window is None:
         return visible
-    return visible & (distance < check_int("window", window, 1))
+    return visible & (keys > here - check_int("window", window, 1))
 
 
 def attention_mask(
