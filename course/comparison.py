@@ -50,9 +50,7 @@ def value_distance(left: Any, right: Any) -> float:
     if isinstance(left, bool) or isinstance(right, bool):
         return 0.0 if left is right else math.inf
     if isinstance(left, (int, float)) and isinstance(right, (int, float)):
-        return tensor_distance(
-            torch.tensor(left, dtype=torch.float64), torch.tensor(right, dtype=torch.float64)
-        )
+        return number_distance(left, right)
     if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
         if len(left) != len(right):
             return math.inf
@@ -62,6 +60,18 @@ def value_distance(left: Any, right: Any) -> float:
             return math.inf
         return max((value_distance(left[key], right[key]) for key in left), default=0.0)
     return 0.0 if type(left) is type(right) and left == right else math.inf
+
+
+def number_distance(left: float, right: float) -> float:
+    """The same for two numbers; long lists of them need no tensors."""
+    try:
+        left, right = float(left), float(right)
+    except OverflowError:  # an integer beyond every float
+        return 0.0 if left == right else math.inf
+    if math.isfinite(left) and math.isfinite(right):
+        size = max(abs(left), abs(right))
+        return abs(left - right) / size if size else 0.0
+    return 0.0 if left == right or (math.isnan(left) and math.isnan(right)) else math.inf
 
 
 def tensor_distance(left: Tensor, right: Tensor) -> float:

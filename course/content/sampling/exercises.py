@@ -178,9 +178,10 @@ def drawn(answer: SimpleNamespace, inputs: dict[str, Any]) -> dict[str, Any]:
 def paths(answer: SimpleNamespace, inputs: dict[str, Any]) -> dict[str, Any]:
     """The paths and their totals, best first."""
     found = list(answer.beam_search(**inputs))
+    ids = [[int(token) for token in ids] for ids, _ in found]
     return {
-        "ids": [[int(token) for token in ids] for ids, _ in found],
-        "totals": [float(total) for _, total in found],
+        "ids": torch.tensor(ids) if len({len(path) for path in ids}) == 1 else ids,
+        "totals": torch.tensor([float(total) for _, total in found]),
     }
 
 
