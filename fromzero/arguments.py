@@ -97,6 +97,16 @@ def is_positional(options_type: type, name: str) -> bool:
     return tyro.conf.Positional in getattr(hint, "__metadata__", ())
 
 
+def aliases(options_type: type, name: str) -> Sequence[str]:
+    """Other spellings of an option: those of `tyro.conf.arg(aliases=…)`."""
+    hint = typing.get_type_hints(options_type, include_extras=True)[name]
+    return [
+        alias
+        for extra in getattr(hint, "__metadata__", ())
+        for alias in getattr(extra, "aliases", None) or ()
+    ]
+
+
 def option_names(options_type: type) -> list[str]:
     """Every name that may follow `--`, nested dataclasses included."""
     names = ["help", "tyro-print-completion", "tyro-write-completion"]
@@ -109,6 +119,7 @@ def option_names(options_type: type) -> list[str]:
             continue
         name = field.name.replace("_", "-")
         names.append(name)
+        names += [alias.lstrip("-") for alias in aliases(options_type, field.name)]
         if hints[field.name] is bool:
             names.append(f"no-{name}")
     return names

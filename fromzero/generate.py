@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from foundation.checks import check_int
 from fromzero.option_types import (
     MaybeInt,
     MaybePath,
@@ -19,8 +21,11 @@ from fromzero.option_types import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from inference.constraints import Constraint
     from inference.generator import Generation, TextGenerator
+    from inference.speculative import Speculation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,9 @@ class Options:
         fromzero generate --prompt "Answer:" --choice " yes" --choice " no"
         fromzero generate --prompt "Date: " --regex "\\d{4}-\\d{2}-\\d{2}"
         fromzero generate --prompt "JSON: " --json-schema person.json
+        fromzero generate --prompt "def " --draft lookup
+        fromzero generate --model runs/gpt-mini --draft runs/gpt-micro --prompt "The "
+        fromzero generate --prompts questions.txt --json > answers.jsonl
     """
 
     model: MaybePath = None
@@ -50,6 +58,13 @@ class Options:
     """the beginning of the text"""
     prompt_file: MaybePath = None
     """read the prompt from this file; without either, from standard input"""
+    prompts: MaybePath = None
+    """write for every line of this file at once; in a .jsonl file each line is an object with a
+    prompt and, if it likes, sampling options of its own"""
+    batch: int = 16
+    """--prompts: how many prompts at once; more are faster and need more memory"""
+    json: bool = False
+    """print one line of JSON for each text: with its tokens, why it ended, its log-probabilities"""
     sampling: Sampling = Sampling()
     regex: MaybeText = None
     """write only text that matches this regular expression as a whole"""
@@ -57,6 +72,12 @@ class Options:
     """write only JSON that this JSON schema allows: a file, or the schema itself"""
     choice: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """write one of these texts; repeat the option for each"""
+    draft: MaybeText = None
+    """guess several tokens and let the model correct them in one run; the text is the same, and
+    it stops by itself where that is no faster: a smaller model's directory, with the same
+    tokenizer, or lookup, which guesses that earlier text repeats"""
+    draft_tokens: int = 8
+    """--draft: guess at most this many at once"""
     sliding: bool = False
     """let the text grow past the model's context: when it is full, read its newest half again"""
     cache: str = "static"
@@ -80,13 +101,19 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Write the continuation of one prompt to stdout."""
+    """Write the continuation of one prompt, or of many, to stdout."""
+    from fromzero.many_prompts import as_json, read_prompts
     from gpt_model.caches import CacheSettings
 
     params = options.sampling.to_params()
     cache = CacheSettings(options.cache, options.sinks, options.window)
     rule = read_constraint(options)
-    prompt = read_prompt(options)
+    if options.prompts is None:
+        asked = [(read_prompt(options), params)]
+    else:
+        if options.prompt is not None or options.prompt_file is not None:
+            raise ValueError("give --prompts, --prompt or --prompt-file, one of them")
+        asked = read_prompts(options.prompts, params)
     generator, directory = open_generator(
         options.model,
         options.device,
@@ -96,26 +123,52 @@ def run(options: Options) -> int:
         context=options.context,
         rope_scaling=options.rope_scaling,
     )
-    if params.num_return == 1 and params.num_beams == 1 and not params.logprobs:
-        pieces = generator.stream(
-            prompt, params, cache=cache, sliding=options.sliding, constraint=rule
-        )
+    how: dict[str, Any] = {"cache": cache, "sliding": options.sliding, "constraint": rule}
+    speculation = how["speculation"] = open_speculation(options)
+    one = len(asked) == 1 and params.num_return == 1 and params.num_beams == 1
+    if one and options.prompts is None and not params.logprobs and not options.json:
+        pieces = generator.stream(*asked[0], **how)
         print(f"model: {directory}", file=sys.stderr)
-        # a file gets exactly what was written, a terminal nothing that could disturb it
-        shown = harmless if sys.stdout.isatty() else str
-        sys.stdout.write(prompt)
-        for piece in pieces:
-            sys.stdout.write(shown(piece))
-            sys.stdout.flush()
-        sys.stdout.write("\n")
-        return 0
-    found = generator.generate(
-        [prompt], params, cache=cache, sliding=options.sliding, constraint=rule
-    )
-    print(f"model: {directory}", file=sys.stderr)
-    for number, generation in enumerate(found, 1):
-        show(generation, prompt, f"{number} of {len(found)}", generator)
+        stream(pieces, asked[0][0])
+    else:
+        prompts, each = zip(*asked, strict=True)
+        written = generator.each(prompts, each, batch=options.batch, **how)
+        print(f"model: {directory}", file=sys.stderr)
+        for index, texts in enumerate(written):
+            for number, text in enumerate(texts, 1):
+                place = "" if options.prompts is None else f"prompt {index + 1}, "
+                if options.json:
+                    print(as_json(index, prompts[index], text), flush=True)
+                else:
+                    show(text, prompts[index], f"{place}{number} of {len(texts)}", generator)
+    if speculation is not None:
+        print(speculation.report(), file=sys.stderr)
     return 0
+
+
+def stream(pieces: Iterator[str], prompt: str) -> None:
+    """Show the text as it is written."""
+    # a file gets exactly what was written, a terminal nothing that could disturb it
+    shown = harmless if sys.stdout.isatty() else str
+    sys.stdout.write(prompt)
+    for piece in pieces:
+        sys.stdout.write(shown(piece))
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def open_speculation(options: Options) -> Speculation | None:
+    """The guesser that --draft names; None without it."""
+    from inference.guessing import DraftModel, PromptLookup
+    from inference.speculative import Speculation
+
+    most = check_int("draft_tokens", options.draft_tokens, 1)
+    if options.draft is None:
+        return None
+    if options.draft == "lookup":
+        return Speculation(PromptLookup(), most)
+    draft, _ = open_generator(Path(options.draft), options.device, options.dtype, fast=options.fast)
+    return Speculation(DraftModel(draft.model, draft.tokenizer), most)
 
 
 def show(generation: Generation, prompt: str, number: str, generator: TextGenerator) -> None:

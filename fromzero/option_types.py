@@ -74,7 +74,7 @@ class Sampling:
     """beam search with this many beams; 1 = off"""
     length_penalty: float = 1.0
     """beam search: above 1 favours longer texts"""
-    num_return: int = 1
+    num_return: Annotated[int, tyro.conf.arg(aliases=["--n"])] = 1
     """how many continuations of each prompt"""
     stop: tuple[str, ...] = ()
     r"""end before any of these texts; \n in them stands for a line break"""

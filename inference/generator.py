@@ -12,6 +12,7 @@ $$y_t \sim p(\,\cdot \mid x, y_{<t}), \qquad t = 1, 2, \dots$$
 三种要法：
   · generate("床前")              写完再交，得到 Generation
   · generate(["床前", "举头"])    一批一起写；与各自单独写的内容相同。参数也可以每条提示一组
+  · each(许多条)                  一批一批地写，写完一批交一批；几条一批不改变内容
   · stream("床前")                边写边交，合起来就是 generate 的文本
 
 停在哪里（finish_reason）：写满 max_new_tokens（"length"）、写到停止串（"stop"）、模型自己
@@ -68,14 +69,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
-from torch import nn
 
+from foundation.checks import check_int
 from foundation.demonstration import run_demo
 from gpt_model.caches import CacheSettings
 from inference.best_texts import best_texts
@@ -85,7 +84,7 @@ from inference.poet import learn_poems
 from inference.prompts import Prompt, check_sizes, unused_ids
 from inference.request import ParamsPerPrompt, Request
 from inference.sampling import SamplingParams
-from inference.session import Session
+from inference.session import Session, ready
 from inference.speculative import Speculation
 
 if TYPE_CHECKING:
@@ -97,25 +96,6 @@ __all__ = ["Generation", "SamplingParams", "TextGenerator"]
 
 # 不给参数就是它：照模型的概率抽，写满为止；不可变，所以可以放心当默认值
 DEFAULT = SamplingParams()
-
-
-@contextmanager
-def ready(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """生成期间：关掉 dropout，不记梯度；出来时（哪怕被 Ctrl-C 打断）逐个复原。
-
-    不用 model.eval() 与 model.train() 一进一出：用户可能特意冻住了其中一部分，那样会把它解冻
-    """
-    # 通常一个也没有，所以流式时每步进出一次也不费什么
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        # 比 no_grad 更彻底：张量连版本号也不记，每一步都省一点
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class TextGenerator:
@@ -137,7 +117,7 @@ class TextGenerator:
         unused = unused_ids(tokenizer)
         self.forbidden = torch.tensor(unused) if unused else None
 
-    # str 也是 Sequence[str]，类型检查因此说两条重叠；它先匹配第一条，正是我们要的
+    # str 也是 Sequence[str]，类型检查因此说两条重叠；它先匹配第一条，正是我们要的。
     @overload
     def generate(  # type: ignore[overload-overlap]
         self,
@@ -175,27 +155,74 @@ class TextGenerator:
         """写完再交。
 
         一段文本、一份 → 一个 Generation；其余都是列表：提示 0 的 num_return 份在前，再是提示 1 的。
-        整个列表是一批：内存放不下时，请分几次给
+        整个列表是一批：内存放不下时，用 each
         params：一组，或者每条提示一组，温度、种子、停止串各管各的
         constraint：只许写合格的，见 constraints.py；一条规则，或者每条提示一条（None 是不限）
         speculation：先便宜地猜几个再一次批改，文本不变，见 speculative.py；一行时才猜
         """
-        # 规则也收在请求里：与参数、开关一样，一次请求之内不变
-        request = self._request(params, cache, sliding, constraint, speculation)
-        # ① 全部查过才开始写：第三条提示太长，不该等前两条写完才说
-        encoded = request.encode([prompt] if isinstance(prompt, str) else list(prompt))
-        with ready(list(self.model.modules())):
-            found = self._write(request, encoded)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        # 整个列表是一批的 each
+        # 一批就写完，所以等到这一句，全部都写好了
+        each = self.each(
+            prompts,
+            params,
+            batch=max(1, len(prompts)),
+            cache=cache,
+            sliding=sliding,
+            constraint=constraint,
+            speculation=speculation,
+        )
+        found = [text for texts in each for text in texts]
         return found[0] if isinstance(prompt, str) and len(found) == 1 else found
 
-    def _write(self, request: Request, encoded: list[list[int]]) -> list[Generation]:
-        """各条提示的各份，按提示的次序排成一列。
+    def each(
+        self,
+        prompts: Sequence[Prompt],
+        params: ParamsPerPrompt = DEFAULT,
+        *,
+        batch: int = 16,
+        cache: CacheSettings | str = "static",
+        sliding: bool = False,
+        constraint: Constraints = None,
+        speculation: Speculation | None = None,
+    ) -> Iterator[list[Generation]]:
+        """许多条提示，一次 batch 条，写完一批交一批：依次是每条提示的 num_return 份。
+
+        内容与 generate 相同：一批几条，改变不了任何一条
+        错误：与 generate 相同，在调用时就抛：第一千条太长，不该等前面的写完才说
+        """
+        # 几条都行，只要放得下；generate 就是一批全放进去
+        check_int("batch", batch, 1)
+        # 规则也收在请求里：与参数、开关一样，一次请求之内不变
+        request = self._request(
+            params, cache=cache, sliding=sliding, constraint=constraint, speculation=speculation
+        )
+        # 全部查过才开始写。带 yield 的函数要等到取第一份才开始执行，所以检查放在这里
+        return self._in_batches(request, request.encode(list(prompts)), batch)
+
+    def _in_batches(
+        self, request: Request, encoded: list[list[int]], batch: int
+    ) -> Iterator[list[Generation]]:
+        """一批一批地写；两批之间，控制权在调用者手里，所以模型先复原再交出去。"""
+        # 名单只列一次：每批重新走一遍整棵模块树，小模型上会占去可观的时间
+        modules = list(self.model.modules())
+        for begin in range(0, len(encoded), batch):
+            # 这一批的参数与规则也要跟着挑
+            rows = range(begin, min(begin + batch, len(encoded)))
+            part = request.only(rows, len(encoded))
+            with ready(modules):
+                found = self._write(part, [encoded[row] for row in rows])
+            yield from found
+
+    def _write(self, request: Request, encoded: list[list[int]]) -> list[list[Generation]]:
+        """一批提示，每条的各份。
 
         每条提示有自己的参数，所以束搜索的与抽样的可以同在一个列表里
         """
         # 一组参数也展开成每条一组：下面就只有一种情形
         each, guides = request.params_for(len(encoded)), request.guides(len(encoded))
-        # ① 束搜索：每条提示自己占一批，它的几条路就是几行
+        # ① 束搜索：每条提示自己占一批，它的几条路就是几行；
+        #    各条提示的束宽可以不同，互不相干
         written = {
             index: best_texts(request, ids, params, guide)
             for index, (ids, params, guide) in enumerate(zip(encoded, each, guides, strict=True))
@@ -213,7 +240,7 @@ class TextGenerator:
             # 各条提示要的份数可以不同
             n = each[index].num_return
             written[index] = [row.generation() for row in itertools.islice(rows, n)]
-        return [text for index in range(len(encoded)) for text in written[index]]
+        return [written[index] for index in range(len(encoded))]
 
     def stream(
         self,
@@ -237,9 +264,11 @@ class TextGenerator:
                     f"stream writes one text as it comes: {name} must be 1, "
                     f"got {getattr(params, name)}; use generate"
                 )
-        request = self._request(params, cache, sliding, constraint, speculation)
-        # 与 generate 走同一个 Session，所以文字必然相同。
-        # 带 yield 的函数要等到取第一段才开始执行，所以检查放在这里，yield 放在另一个函数里
+        # 只有一份，也照样全部查过
+        request = self._request(
+            params, cache=cache, sliding=sliding, constraint=constraint, speculation=speculation
+        )
+        # 与 generate 走同一个 Session，所以文字必然相同
         return self._pieces(request.begin(request.encode([prompt])))
 
     def _pieces(self, session: Session) -> Iterator[str]:
@@ -256,30 +285,18 @@ class TextGenerator:
             if text:
                 yield text
 
-    def _request(
-        self,
-        params: ParamsPerPrompt,
-        cache: CacheSettings | str,
-        sliding: bool,
-        constraint: Constraints,
-        speculation: Speculation | None,
-    ) -> Request:
-        """把这次要用的东西收在一起，见 request.py。
+    def _request(self, params: ParamsPerPrompt, **how: Any) -> Request:
+        """把这次要用的东西收在一起，见 request.py；how 的名字就是 Request 的字段。
 
         每次调用新建一个：生成器自己没有状态，两次调用互不影响
         """
-        # 次序就是 Request 的字段
-        # 规则只在这里经过，真正用到它的是 session.py 与 best_texts.py
         return Request(
-            # 六样是怎样读、怎样写；后两样可有可无
-            *(self.model, self.tokenizer, params, cache, sliding, self.forbidden),
-            constraint,
-            speculation,
-        )
+            self.model, self.tokenizer, params, forbidden=self.forbidden, **how
+        )  # forbidden：词表中间的空缺
 
 
 def demo() -> None:
-    """提示 → 词元 → 文字；策略、停止、流式、成批、缓存，逐样看一遍。
+    """提示 → 词元 → 文字；策略、停止、流式、成批，逐样看一遍。
 
     模型只背过三首诗（见 poet.py）：背得对不对一眼看得出来，策略的差别也就看得出来
     """
@@ -315,7 +332,6 @@ def demo() -> None:
         print(f"   {name}\t春{found.text}　（{found.finish_reason}）")
         assert "。" not in found.text  # 停止串不算在文本里
     ways_agree(writer)
-    cache_speed(writer)
 
 
 def ways_agree(writer: TextGenerator) -> None:
@@ -343,30 +359,6 @@ def ways_agree(writer: TextGenerator) -> None:
         print(f"   提示 300 字：{error}")
     else:
         raise AssertionError("a prompt longer than the context was accepted")
-
-
-def cache_speed(writer: TextGenerator) -> None:
-    """缓存省下的时间：没有缓存，第 t 步要读 t 个词元；有缓存只读一个。
-
-    公式：n 步共读 n 个，对 n(n + 1)/2 个；小模型上每步还有固定的开销，所以差不到那么多倍
-    """
-    # 四份一起写，乘法多一些，差别才看得清。禁用「文章结束」，好让它写满；计时之前先热一热
-    params = SamplingParams(temperature=0, max_new_tokens=240, logit_bias={0: -math.inf})
-    prompts = ["床前", "白", "春眠不觉晓", "夜来"]
-    writer.generate(prompts, SamplingParams(max_new_tokens=2))
-    seconds, texts = [], []
-    for cache in ("static", "none"):
-        start = time.perf_counter()
-        # 只改一个开关，其余都相同
-        found = writer.generate(prompts, params, cache=cache)
-        texts.append([one.ids for one in found])
-        seconds.append(time.perf_counter() - start)
-    cached, plain = seconds
-    # 秒数每台机器不同，只打印，不断言；词元必须相同
-    speed_up = f"用缓存 {cached:.2f} 秒，不用 {plain:.2f} 秒，快 {plain / cached:.1f} 倍"
-    print(f"\n4. 四份、各写 240 个词元：{speed_up}")
-    assert texts[0] == texts[1]  # 快慢不同，词元一个也不差
-    assert {len(ids) for ids in texts[0]} == {240}
 
 
 if __name__ == "__main__":

@@ -40,11 +40,12 @@ B 行：逐个词元地写时，时间几乎全花在搬权重上，B 行与 1 �
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foundation.demonstration import run_demo
 from inference.batched_sampling import BatchSampler
@@ -61,7 +62,27 @@ if TYPE_CHECKING:
     from inference.guessing import Guesser
     from tokenization.tokenizer import Tokenizer
 
-__all__ = ["Session"]
+__all__ = ["Session", "ready"]
+
+
+@contextmanager
+def ready(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """生成期间：关掉 dropout，不记梯度；出来时（哪怕被 Ctrl-C 打断）逐个复原。
+
+    不用 model.eval() 与 model.train() 一进一出：用户可能特意冻住了其中一部分，那样会把它解冻
+    """
+    # 通常一个也没有，所以流式时每步进出一次也不费什么；
+    # modules 由调用者列好：走一遍整棵模块树，在小模型上比一步还久
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        # 比 no_grad 更彻底：张量连版本号也不记，每一步都省一点
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class Session:
@@ -89,6 +110,7 @@ class Session:
         # 有一行要就整批都记，各行只交自己要的；没人要就不算：多一次 (B, V) 的 log-softmax
         self.with_notes = any(one.logprobs for one in params)
         self.n_top = max((one.top_logprobs for one in params), default=0)
+        # 惩罚要看的账本：每个词元说过几次
         self.history: History | None = None
         # 记账要占 (B, V) 两张表，用不着就不记
         if any(one.needs_history for one in params):
@@ -202,6 +224,7 @@ class Session:
 
         形状：B 行 → B' 行，B' ≤ B；没有谁退出时什么也不抄
         """
+        # 行号都是旧批里的：四样东西照它一起裁
         going = [row for row, text in enumerate(self.active) if text.reason is None]
         if len(going) < len(self.active):
             self.active = [self.active[row] for row in going]

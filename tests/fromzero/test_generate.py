@@ -57,6 +57,7 @@ def test_streaming_shows_the_same_as_the_finished_text(generate):
 def test_several_continuations_are_numbered(generate):
     code, out, _ = generate("--prompt", "fox", "--num-return", 3, "--seed", 1)
     assert code == 0
+    assert generate("--prompt", "fox", "--n", 3, "--seed", 1)[1] == out
     heads = [line for line in out.splitlines() if line.startswith("--- ")]
     assert [head.split(",")[0] for head in heads] == ["--- 1 of 3", "--- 2 of 3", "--- 3 of 3"]
 
@@ -289,3 +290,114 @@ def test_a_bad_rule_is_one_line_and_code_2(generate, options, message):
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+# ── many prompts, JSON, guessing ahead ──────────────────────────────────────────────────────────
+
+
+def test_every_line_of_a_file_is_a_prompt(generate, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("fox\nthe lazy\n明月\n", encoding="utf-8", newline="\n")
+    same = ("--max-new-tokens", 6, "--seed", 3)
+    for batch in (1, 2, 16):
+        code, out, err = generate("--prompts", file, *same, "--batch", batch, "--json")
+        assert code == 0
+        assert "model: " in err
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert [line["prompt"] for line in lines] == ["fox", "the lazy", "明月"]
+        assert [line["index"] for line in lines] == [0, 1, 2]
+        for line in lines:
+            alone = json.loads(generate("--prompt", line["prompt"], *same, "--json")[1])
+            assert {**alone, "index": line["index"]} == line
+            assert len(line["ids"]) <= 6
+    _, out, _ = generate("--prompts", file, *same, "--num-return", 2)
+    heads = [line.split(",")[:2] for line in out.splitlines() if line.startswith("--- ")]
+    assert heads[2:4] == [["--- prompt 2", " 1 of 2"], ["--- prompt 2", " 2 of 2"]]
+
+
+def test_lines_of_jsonl_have_parameters_of_their_own(generate, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    lines = [
+        {"prompt": "fox", "temperature": 0, "max_new_tokens": 3},
+        {"prompt": "two\nlines", "seed": 7, "num_return": 2, "logit_bias": {"0": -1000}},
+        {"prompt": "fox", "logprobs": True, "top_logprobs": 2, "stop": ["q"]},
+    ]
+    text = "\n".join(json.dumps(line) for line in lines)
+    file.write_text(text, encoding="utf-8", newline="\n")
+    code, out, _ = generate("--prompts", file, "--json", "--seed", 1, "--max-new-tokens", 9)
+    assert code == 0
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [line["index"] for line in found] == [0, 1, 1, 2]
+    assert len(found[0]["ids"]) <= 3
+    greedy = ("--prompt", "fox", "--temperature", 0, "--max-new-tokens", 3, "--json")
+    assert found[0] == json.loads(generate(*greedy)[1])
+    assert "logprobs" not in found[1]
+    assert len(found[3]["logprobs"]) == len(found[3]["top_logprobs"]) == len(found[3]["ids"])
+    assert [len(step) for step in found[3]["top_logprobs"]] == [2] * len(found[3]["ids"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.txt", "", "p.txt is empty: write one prompt a line"),
+        ("p.txt", "a\n\nb\n", "p.txt, line 2 is empty: every line is a prompt"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": ', "p.jsonl, line 2 is not valid JSON"),
+        ("p.jsonl", '{"text": "a"}', 'line 1 must be an object like {"prompt": "…"}'),
+        ("p.jsonl", '{"prompt": "a", "top_q": 1}', "line 1: each parameter must be one of"),
+        ("p.jsonl", '{"prompt": "a", "top_p": 2}', "line 1: top_p must be a finite number > 0"),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "logit_bias": {"x": 1}}',
+            "line 1: the keys of logit_bias must be token ids",
+        ),
+        ("p.txt", "a\n" + "b" * 200, "prompt 1 has"),
+    ],
+)
+def test_a_bad_file_of_prompts_is_one_line_and_code_2(generate, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="\n")
+    code, out, err = generate("--prompts", tmp_path / name)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_prompts_beside_a_prompt_are_refused(generate, tmp_path):
+    (tmp_path / "p.txt").write_text("a", encoding="utf-8", newline="\n")
+    code, _, err = generate("--prompts", tmp_path / "p.txt", "--prompt", "b")
+    assert code == 2
+    assert "give --prompts, --prompt or --prompt-file, one of them" in err
+    code, _, err = generate("--prompts", tmp_path / "p.txt", "--batch", 0)
+    assert "batch must be an integer >= 1, got 0" in err
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_guessing_ahead_writes_the_same(generate, endless, tiny_model, temperature):
+    same = ("--prompt", "fox fox", "--max-new-tokens", 40, *endless, "--temperature", temperature)
+    _, plain, _ = generate(*same)
+    for draft in ("lookup", tiny_model):
+        code, out, err = generate(*same, "--draft", draft, "--draft-tokens", 3)
+        assert code == 0
+        assert out == plain
+        assert "speculation: " in err
+    _, out, _ = generate(*same, "--draft", "lookup", "--json")
+    assert "fox fox" + json.loads(out)["text"] + "\n" == plain
+
+
+def test_a_draft_that_does_not_fit_is_one_line(generate, tmp_path):
+    from gpt_model.config import preset
+    from gpt_model.model import GPT
+
+    other = Tokenizer.characters(["abc fox"])
+    sizes = {"max_seq_len": 16, "n_layers": 1, "dim": 16, "n_heads": 2}
+    GPT(preset("gpt-micro", vocab_size=other.vocab_size, **sizes)).save(tmp_path / "other", other)
+    for options, message in (
+        (("--draft", tmp_path / "other"), "the draft model's tokenizer differs"),
+        (("--draft", tmp_path / "absent"), "absent"),
+        (("--draft", "lookup", "--draft-tokens", 0), "draft_tokens must be an integer >= 1"),
+        (("--draft", "lookup", "--num-beams", 2), "num_beams must be 1"),
+        (("--draft", "lookup", "--cache", "none"), "must be static, growing or int8, got 'none'"),
+    ):
+        code, out, err = generate("--prompt", "fox", *options)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert err.count("\n") == 1

@@ -75,6 +75,7 @@ def test_every_command_has_its_file_and_no_file_is_forgotten():
         "train_data",
         "starting_points",
         "finetune_result",
+        "many_prompts",
     }
     assert files - helpers == {module_name(name).removeprefix("fromzero.") for name in COMMANDS}
 

@@ -117,6 +117,32 @@ def test_beams_several_samples_and_rules_side_by_side():
     assert found[2].score is None
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 100])
+def test_many_prompts_are_written_batch_by_batch(batch):
+    prompts = ["春", "眠不", "觉", "晓ab", "a" * 20, ",", "b"]
+    params = [SamplingParams(max_new_tokens=3 + i, seed=i, num_return=1 + i % 2) for i in range(7)]
+    rules = [RULE if i == 3 else None for i in range(7)]
+    whole = EXACT.generate(prompts, params, constraint=rules)
+    sizes = []
+    hook = EXACT.model.token_embedding.register_forward_pre_hook(
+        lambda module, args: sizes.append(len(args[0]))
+    )
+    each = list(EXACT.each(prompts, params, batch=batch, constraint=rules))
+    hook.remove()
+    assert [len(texts) for texts in each] == [1, 2, 1, 2, 1, 2, 1]
+    assert [plain(text) for texts in each for text in texts] == [plain(text) for text in whole]
+    assert max(sizes) <= 2 * batch
+    assert EXACT.model.training
+
+
+def test_everything_is_checked_before_the_first_batch():
+    with pytest.raises(ValueError, match="prompt 4 has 30 tokens"):
+        EXACT.each(["a"] * 4 + ["b" * 30], batch=1)
+    with pytest.raises(ValueError, match="batch must be an integer >= 1, got 0"):
+        EXACT.each(["a"], batch=0)
+    assert list(EXACT.each([])) == []
+
+
 def test_the_number_of_parameter_sets_is_that_of_the_prompts():
     with pytest.raises(ValueError, match="one for each prompt: 2 prompts, got 3 params"):
         EXACT.generate(["a", "b"], [SamplingParams()] * 3)
