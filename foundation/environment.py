@@ -49,6 +49,7 @@ REQUIRED_PACKAGES = (
     "matplotlib",
     "jinja2",
     "filelock",
+    *(("tomli",) if sys.version_info < (3, 11) else ()),
 )
 OPTIONAL_PACKAGES = {
     "tensorboard": "live curves in a browser",

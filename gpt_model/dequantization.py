@@ -154,8 +154,12 @@ def demo() -> None:
     # 第二层 48 列：最后一组不满，尺子照样排得上
     print(f"④ 第一组的尺子 {float(scales[0, 0]):.5f}，第二组的 {float(scales[0, 32]):.5f}")
     # 半精度的模型，
-    # 还原出来也是半精度
-    assert float_type(plain.to(torch.bfloat16)) == torch.bfloat16
+    # 还原出来也是半精度：
+    # 导出的文件与没有量化的那个一样大，
+    # 不会无缘无故大一倍
+    kept = float_type(plain.to(torch.bfloat16))
+    print(f"⑤ 模型若是 16 位的，还原出来也是：{kept}")
+    assert kept == torch.bfloat16
 
 
 if __name__ == "__main__":
