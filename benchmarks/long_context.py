@@ -8,6 +8,7 @@ growth      prefill in pieces and decode, each cache, up to --longest tokens: se
             a token, peak memory of a process of its own; beside what the machine's arithmetic and
             bandwidth allow
 caches      each cache side by side: bytes a token, tokens a second, difference from no cache
+endless     a text streamed through the sliding cache: memory and speed early and late
 perplexity  a small model trained here on --data: loss beyond the trained length per method
 needle      a small model trained here to find a key: share of right answers per method and length
 
@@ -38,9 +39,11 @@ from gpt_model.longer_context import extend_context
 from gpt_model.memory import cache_memory
 from gpt_model.model import GPT
 from gpt_model.sizes import count_parameters, flops_per_token
+from inference.generator import SamplingParams, TextGenerator
 from tokenization.tokenizer import Tokenizer
 from training.optimizer import build_optimizer, set_learning_rate
 
+PARTS = ("growth", "caches", "endless", "perplexity", "needle")
 PIECE = 512  # tokens of prefill at once
 WINDOW = 1024  # sinks and window together
 TRAINED = 128  # the context of the two models trained here
@@ -185,6 +188,28 @@ def caches(length: int, config: GPTConfig) -> None:
         row(*cells, f"{1 / median(seconds[kind][2:]):.1f}", f"{float(change):.1e}")
 
 
+# ── a text without end ───────────────────────────────────────────────────────────────────────────
+
+
+def endless(n_tokens: int) -> None:
+    """A random model with a context of 256, as `fromzero generate --cache sliding` streams it."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.characters(["abcdefghijklmnopqrstuvwxyz"])
+    model = GPT(preset("modern-micro", vocab_size=tokenizer.vocab_size)).eval()
+    never_end = {} if tokenizer.end_id is None else {tokenizer.end_id: -torch.inf}
+    params = SamplingParams(max_new_tokens=n_tokens, seed=0, logit_bias=never_end)
+    print(f"\nthe cache: {cache_memory(model.config, n_tokens, 'sliding') / 1024:.0f} KiB\n")
+    head("tokens written", "tokens/s since the last line", "memory of the process, MB")
+    written, began, start = 0, time.perf_counter(), 0
+    for piece in TextGenerator(model, tokenizer).stream("a", params, cache="sliding"):
+        written += len(piece)
+        if written % max(1, n_tokens // 8) == 0:
+            now = time.perf_counter()
+            rate = (written - start) / (now - began)
+            row(f"{written:,}", f"{rate:.0f}", f"{resident() / 1e6:.1f}")
+            began, start = now, written
+
+
 # ── perplexity beyond the trained length ─────────────────────────────────────────────────────────
 
 
@@ -288,7 +313,7 @@ def needle(out: Path | None, steps: int, multiples: tuple[float, ...], n_texts: 
 def main() -> None:
     use_utf8()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=("growth", "caches", "perplexity", "needle"))
+    parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--data", type=Path, help="a text for the part `perplexity`")
     parser.add_argument("--out", type=Path, help="a folder for the pictures")
     parser.add_argument("--longest", type=int, default=32768)
@@ -302,7 +327,7 @@ def main() -> None:
         return
     quick, parts = arguments.quick, [arguments.part]
     if arguments.part is None:
-        parts = ["growth", "caches", "perplexity", "needle"]
+        parts = list(PARTS)
     if "perplexity" in parts and arguments.data is None:
         parser.error("the part perplexity needs --data FILE")
     if "growth" in parts:
@@ -310,6 +335,8 @@ def main() -> None:
     if "caches" in parts:
         gpt2 = preset("gpt2").replace(position="rope", max_seq_len=2048)
         caches(*((64, growth_config(64)) if quick else (2000, gpt2)))
+    if "endless" in parts:
+        endless(80 if quick else 40_000)
     if "perplexity" in parts:
         multiples = (1, 2) if quick else (1, 2, 4, 8)
         perplexity(arguments.data, *((3, 1000) if quick else (1200, 32768)), multiples)

@@ -59,7 +59,7 @@ def test_streams_are_scored_token_by_token(benchmark, monkeypatch):
 def test_the_tables_and_pictures_of_a_quick_run(benchmark, monkeypatch, tmp_path, capsys):
     data = tmp_path / "text.txt"
     data.write_text("the quick brown fox. " * 900, encoding="utf-8", newline="\n")
-    for part in ("caches", "perplexity", "needle"):
+    for part in ("caches", "endless", "perplexity", "needle"):
         words = ["--quick", "--part", part, "--data", str(data), "--out", str(tmp_path)]
         monkeypatch.setattr(sys, "argv", ["long_context.py", *words])
         benchmark.main()
