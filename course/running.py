@@ -56,7 +56,9 @@ def run_source(exercise: Exercise, source: str, seed: int) -> tuple[Outcome, ...
     """Import an answer from its source and run it on every case."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    state = torch.get_rng_state()
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    # the tensors are small: threads would only wait for each other, for seconds on a busy machine
+    torch.set_num_threads(1)
     try:
         inputs = cases(exercise, seed)
         space: dict[str, Any] = {"__name__": "answer", "__file__": FILE_NAME}
@@ -68,6 +70,7 @@ def run_source(exercise: Exercise, source: str, seed: int) -> tuple[Outcome, ...
     finally:
         torch.set_default_dtype(before)
         torch.set_rng_state(state)
+        torch.set_num_threads(threads)
 
 
 def run_answer(

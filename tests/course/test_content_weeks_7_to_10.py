@@ -167,16 +167,30 @@ def test_the_scale_is_our_loss_scalers():
         assert {"scale": scale, "good_steps": good} == scaler.state_dict()
 
 
-def test_a_scaled_update_is_the_plain_one():
+@pytest.mark.parametrize("max_norm", [1.5, 1e3])
+def test_a_scaled_update_is_the_plain_one(max_norm):
     answer = solution("optimization.06")
     gradients = some_gradients()
     parameters = [torch.randn_like(g) for g in gradients]
     scaled = [64.0 * g for g in gradients]
-    updated, skipped = answer.scaled_update(parameters, scaled, 64.0, 1.5, 0.1)
-    clipped, _ = solution("optimization.01").clip_gradients(gradients, 1.5)
+    updated, skipped = answer.scaled_update(parameters, scaled, 64.0, max_norm, 0.1)
+    clipped, _ = solution("optimization.01").clip_gradients(gradients, max_norm)
     assert not skipped
     for new, old, gradient in zip(updated, parameters, clipped, strict=True):
         torch.testing.assert_close(new, old - 0.1 * gradient)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_an_overflow_anywhere_skips_the_whole_update(place, bad):
+    gradients = some_gradients()
+    gradients[place].flatten()[1] = bad
+    parameters = [torch.randn_like(g) for g in gradients]
+    updated, skipped = solution("optimization.06").scaled_update(
+        parameters, gradients, 64.0, 1.5, 0.1
+    )
+    assert skipped
+    assert all(map(torch.equal, updated, parameters))
 
 
 def a_model():
@@ -312,11 +326,19 @@ def test_early_stopping_judges_as_our_state_does():
             if state.evaluations_without_gain >= patience:
                 break
         seen = []
-        best, _ = solution("training.05").train_until_best(
-            torch.nn.Linear(1, 1), lambda m, s=seen: s.append(0),
-            lambda m, s=seen, all_=losses: all_[len(s) - 1], 12, patience,
-        )  # fmt: skip
+        model = torch.nn.Linear(1, 1)
+
+        def train_epoch(model, seen=seen):
+            seen.append(0)
+            torch.nn.init.constant_(model.weight, len(seen))
+
+        best, kept = solution("training.05").train_until_best(
+            model, train_epoch, lambda m, s=seen, all_=losses: all_[len(s) - 1], 12, patience
+        )
         assert (best, len(seen)) == (state.best_loss, epochs)
+        # of several equally good ones ours keeps the latest, the exercise the first
+        first = losses.index(best) + 1
+        assert model.weight.item() == kept["weight"].item() == first
 
 
 def our_lora(d_in, d_out, r, alpha):
@@ -466,3 +488,19 @@ def test_the_predicted_sizes_are_those_of_our_format():
     q, scale = solution("quantization.01").absmax_int8(w)
     errors = (solution("quantization.01").dequantize(q, scale) - w).abs()
     assert float(errors.max()) == pytest.approx(answer.worst_error, rel=0.01)
+
+
+def test_answers_run_on_one_thread_and_leave_the_callers_as_they_were():
+    from course.running import run_source
+
+    source = (
+        "import torch\n\ndef warmup_rate(*_, **__):\n    return float(torch.get_num_threads())\n"
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        outcomes = run_source(find("schedule.01"), source, 1)
+        assert outcomes[0].values["rates"].unique().tolist() == [1.0]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -112,12 +112,12 @@ def scaled_gradients(random_: random.Random, case: int) -> dict[str, Any]:
     """Gradients of a loss that was multiplied by `scale`.
 
     Cases: long; inf in the first tensor; inf in the last; NaN in the first; short; short enough to
-    need no clipping even if it was never unscaled.
+    need no clipping even if it was never unscaled, or scaled once more.
     """
     scale = 2.0 ** random_.randint(4, 7)
     gradients = [scale * (1.0 + place) * torch.randn(s) for place, s in enumerate(SHAPES)]
     norm = float(flat(gradients).norm()) / scale
-    share = {4: random_.uniform(1.5, 2.5), 5: 2.0 * scale}.get(case, random_.uniform(0.3, 0.6))
+    share = {4: random_.uniform(1.5, 2.5), 5: 2.0 * scale**2}.get(case, random_.uniform(0.3, 0.6))
     if case in (1, 3):
         gradients[0][random_.randrange(4), 1] = float("inf" if case == 1 else "nan")
     if case == 2:

@@ -134,8 +134,8 @@ def run_grouped(answer: SimpleNamespace, inputs: dict[str, Any]) -> dict[str, An
 
 
 def linear(random_: random.Random, case: int) -> dict[str, Any]:
-    """x (B, K), codes (N, K), a scale for each row of them, and sometimes a bias."""
-    batch, rows, columns = ((2, 4, 7), (3, 5, 6), (5, 4, 3))[case]
+    """x (B, K), codes (N, K), a scale for each row of them, and sometimes a bias; once B = N."""
+    batch, rows, columns = ((2, 4, 7), (3, 5, 6), (4, 4, 3))[case]
     return {
         "x": 3 * torch.randn(batch, columns),
         "q": codes_like(rows, columns, -127, 127, torch.int8),
