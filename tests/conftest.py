@@ -1,6 +1,8 @@
 """Every test: one thread (two workers share two cores), no network, seeds fixed."""
 
+import importlib.util
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
@@ -17,3 +19,15 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def fresh_python():
+    """`fresh_python("script.py", cwd=folder)`: see fresh_python.py."""
+    path = Path(__file__).with_name("fresh_python.py")
+    spec = importlib.util.spec_from_file_location("fresh_python", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    python = module.FreshPython()
+    yield python.run
+    python.close()

@@ -10,12 +10,9 @@ import contextlib
 import doctest
 import importlib.util
 import io
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -109,18 +106,14 @@ def mentioned_in_tests(text):
     ]
 
 
-def run_script(folder, *arguments):
-    """Run a script of `folder`, which is the house or a copy of it."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**environment, "PYTHONUTF8": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-    )
+@pytest.fixture
+def run_script(fresh_python):
+    """Run a script of a folder, which is the house or a copy of it."""
+
+    def run(folder, *arguments):
+        return fresh_python(*arguments, cwd=folder, timeout=60, PYTHONPATH=str(folder))
+
+    return run
 
 
 # ── commands ─────────────────────────────────────────────────────────────────────────────────────
@@ -276,7 +269,7 @@ def test_command_is_run_or_parsed(command):
     check_command(command)
 
 
-def test_verify_setup_runs():
+def test_verify_setup_runs(run_script):
     result = run_script(ROOT, "verify_setup.py", "--no-compile", "--no-speed")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "ready" in result.stdout
@@ -503,7 +496,7 @@ def apply_change(root, text):
 
 
 @pytest.mark.parametrize("block", EXPERIMENTS, ids=lambda block: block.name)
-def test_experiment_shows_what_is_promised(block, tmp_path):
+def test_experiment_shows_what_is_promised(block, run_script, tmp_path):
     """Change the line in a copy of the house, run the command below it, look for the output."""
     for package in PACKAGES:
         shutil.copytree(

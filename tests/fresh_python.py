@@ -1,0 +1,202 @@
+"""Run a script in a Python of its own without loading PyTorch again each time.
+
+Loading PyTorch takes longer than most scripts that the tests run. On Linux one process per worker
+loads the libraries, and nothing of this house, and then forks for each script: the script finds
+`sys.path`, `sys.argv`, `__main__`, the folder, the environment and the end of the process as
+`python script.py` has them. On other systems it is started plainly; set FRESH_PYTHON=plain to do
+so on Linux too. What a test wants to know of the start itself (an import's cost, the encoding of
+a locale, variables that PyTorch reads as it loads) is no case for this.
+"""
+
+import atexit
+import builtins
+import contextlib
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+from pathlib import Path
+
+LIBRARIES = [
+    *("torch", "torch.utils.checkpoint", "numpy", "numpy.random", "regex", "safetensors.torch"),
+    *(
+        "torch._dynamo",
+        "tokenizers",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+        "jinja2.sandbox",
+    ),
+]
+# What Python and PyTorch read as they start; the process that forks has started with these.
+AT_START = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYTHONUTF8": "1"}
+
+
+class FreshPython:
+    """`run(*arguments)` is `python *arguments`, told of as `subprocess.run` does.
+
+    What comes back has `seconds` too: the processor's on Linux, so that a busy machine does not
+    count, the clock's elsewhere.
+    """
+
+    def __init__(self):
+        self.template = None
+
+    def run(self, *arguments, cwd, timeout=120, **environment):
+        """One thread and UTF-8, whatever the variables given besides."""
+        wanted = {**os.environ, **environment, **AT_START}
+        wanted["PYTHONPATH"] = environment.get("PYTHONPATH", "")
+        command = [sys.executable, *map(str, arguments)]
+        if sys.platform != "linux" or os.environ.get("FRESH_PYTHON") == "plain":
+            start = time.monotonic()
+            done = subprocess.run(
+                command,
+                cwd=cwd,
+                env=wanted,
+                capture_output=True,
+                encoding="utf-8",
+                timeout=timeout,
+                check=False,
+            )
+            done.seconds = time.monotonic() - start
+            return done
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / name for name in ("out", "err")]
+            code, seconds = self.ask(
+                arguments=command[1:],
+                cwd=str(cwd),
+                environment=wanted,
+                files=[str(file) for file in files],
+                timeout=timeout,
+            )
+            out, err = (file.read_text(encoding="utf-8") for file in files)
+        if code is None:
+            raise subprocess.TimeoutExpired(command, timeout, out, err)
+        done = subprocess.CompletedProcess(command, code, out, err)
+        done.seconds = seconds
+        return done
+
+    def ask(self, **request):
+        """Let a fork run it; its exit code (None where it took too long) and its seconds."""
+        if self.template is None:
+            self.template = subprocess.Popen(
+                [sys.executable, __file__],
+                env={**os.environ, **AT_START},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        self.template.stdin.write(json.dumps(request).encode() + b"\n")
+        self.template.stdin.flush()
+        return json.loads(self.template.stdout.readline())
+
+    def close(self):
+        if self.template is not None:
+            self.template.stdin.close()
+            self.template.wait()
+            self.template.stdout.close()
+
+
+def serve():
+    """Fork for each line of standard input; return in the child, with its arguments."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # nothing else may get between the answers
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            answers.close()
+            become(request)
+            return request["arguments"]
+        answers.write(json.dumps(wait(child, request["timeout"])).encode() + b"\n")
+        answers.flush()
+    os._exit(0)
+
+
+def become(request):
+    """Look like a process that has just been started as the request says."""
+    os.setsid()
+    for descriptor, path in zip((1, 2), request["files"], strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    random.seed()
+    sys.modules["numpy.random"].seed()
+
+
+def wait(child, timeout):
+    """The child's exit code as `subprocess` counts, None if it took too long; its seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        done, status, usage = os.wait4(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+        if time.monotonic() > deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return None, timeout
+        time.sleep(0.005)
+
+
+def execute(arguments):
+    """What `python *arguments` does once Python is there."""
+    path = [folder for folder in os.environ["PYTHONPATH"].split(os.pathsep) if folder]
+    first, *rest = arguments
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__builtins__=builtins, __spec__=None)
+    # multiprocessing names it so too, for what comes back from its processes
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+    if first == "-m":
+        sys.path[:1] = [os.getcwd(), *path]
+        sys.argv = ["-m", *rest[1:]]
+        runpy._run_module_as_main(rest[0])
+        return
+    if first == "-c":
+        sys.path[:1] = ["", *path]
+        sys.argv = ["-c", *rest[1:]]
+        code = compile(rest[0], "<string>", "exec")
+    else:
+        main.__file__ = str(Path(first).absolute())
+        sys.path[:1] = [str(Path(first).resolve().parent), *path]
+        sys.argv = [first, *rest]
+        code = compile(Path(first).read_bytes(), main.__file__, "exec")
+    exec(code, main.__dict__)
+
+
+def run_to_the_end(arguments):
+    """Execute, and end as Python does, short of taking every library apart; the exit code."""
+    code = 0
+    try:
+        execute(arguments)
+    except SystemExit as end:
+        code = end.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+if __name__ == "__main__":
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # these objects stay: collecting must not look at, and so copy, them again
+    os._exit(run_to_the_end(serve()))
