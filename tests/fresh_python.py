@@ -6,6 +6,9 @@ loads the libraries, and nothing of this house, and then forks for each script: 
 `python script.py` has them. On other systems it is started plainly; set FRESH_PYTHON=plain to do
 so on Linux too. What a test wants to know of the start itself (an import's cost, the encoding of
 a locale, variables that PyTorch reads as it loads) is no case for this.
+
+FORK_CHILDREN=1 forks the Pythons that the script starts itself, too: for scripts that compute
+nothing themselves, so that no thread of theirs is missing in the fork.
 """
 
 import atexit
@@ -126,12 +129,58 @@ def become(request):
     for descriptor, path in zip((1, 2), request["files"], strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    open_streams()
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
     random.seed()
     sys.modules["numpy.random"].seed()
+    if os.environ.get("FORK_CHILDREN"):
+        subprocess.Popen = ForkingPopen
+
+
+def open_streams():
+    """The three streams anew, as Python opens them in UTF-8 mode."""
+    streams = [
+        open(
+            number,
+            "w" if number else "r",
+            buffering=1 if number == 2 else -1,
+            encoding="utf-8",
+            errors="backslashreplace" if number == 2 else "surrogateescape",
+            closefd=False,
+        )
+        for number in range(3)
+    ]
+    sys.stdin, sys.stdout, sys.stderr = streams
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams
+
+
+class ForkingPopen(subprocess.Popen):
+    """A Popen that forks where a Python is to be started."""
+
+    def _execute_child(self, arguments, *more):
+        if isinstance(arguments, (str, bytes)) or arguments[0] != sys.executable:
+            return super()._execute_child(arguments, *more)
+        cwd, environment = more[4:6]
+        pipes = more[9:15]  # of each of the three: the reader's end, the writer's end
+        sys.stdout.flush()  # what waits here would be written twice
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            for descriptor, end in enumerate((pipes[0], pipes[3], pipes[5])):
+                if end != -1:
+                    os.dup2(end, descriptor)
+            os.closerange(3, 4096)  # a pipe ends when nobody else has its other end
+            open_streams()
+            os.chdir(cwd or ".")
+            if environment is not None:
+                os.environ.clear()
+                os.environ.update(environment)
+            os._exit(run_to_the_end([os.fspath(argument) for argument in arguments[1:]]))
+        self._child_created = True
+        self._close_pipe_fds(*pipes)
+        return None
 
 
 def wait(child, timeout):
@@ -151,7 +200,7 @@ def wait(child, timeout):
 
 def execute(arguments):
     """What `python *arguments` does once Python is there."""
-    path = [folder for folder in os.environ["PYTHONPATH"].split(os.pathsep) if folder]
+    path = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     first, *rest = arguments
     main = types.ModuleType("__main__")
     main.__dict__.update(__builtins__=builtins, __spec__=None)

@@ -128,3 +128,53 @@ def test_seconds_are_the_processor_s(fresh_python, tmp_path):
     assert fresh_python("-c", "import time; time.sleep(1)", cwd=tmp_path).seconds < 0.5
     count = "import time\nwhile time.process_time() < 0.5: pass"
     assert fresh_python("-c", count, cwd=tmp_path).seconds > 0.25
+
+
+PARENT = """
+import json, os, subprocess, sys
+child = [sys.executable, "child.py"]
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
+running = [subprocess.Popen([*child, name], **pipes) for name in ("first", "second")]
+for process in reversed(running):
+    process.stdin.write("明月\\n")
+    process.stdin.flush()
+print([process.stdout.readline() for process in running])
+for process in running:
+    process.stdin.close()
+    print(process.wait(timeout=20), process.stdout.read())
+failing = [sys.executable, "-c", "import sys; print(1); sys.exit('no')"]
+done = subprocess.run(failing, capture_output=True, text=True, cwd="/", env={"A": "b"})
+print(done.returncode, [done.stdout, done.stderr])
+where = "import os; print(os.getcwd(), os.environ.get('A'), 'HOME' in os.environ)"
+where = [sys.executable, "-c", where]
+print(subprocess.check_output(where, cwd="/", env={"A": "b", "PYTHONPATH": ""}, text=True))
+endless = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+endless.kill()
+print(endless.wait(), subprocess.check_output(["echo", "another program"], text=True))
+"""
+CHILD = """
+import sys
+for line in sys.stdin:
+    print(sys.argv[1:], line.strip(), flush=True)
+print(__name__, "mine" in dir(sys.modules["__main__"]))
+sys.exit(3)
+"""
+
+
+def test_the_pythons_that_a_script_starts_can_be_forked_too(both, tmp_path):
+    (tmp_path / "parent.py").write_text(f"mine = 1{PARENT}", encoding="utf-8")
+    (tmp_path / "child.py").write_text(CHILD, encoding="utf-8")
+    forked, plain = both("parent.py", cwd=tmp_path, FORK_CHILDREN="1")
+    assert (forked.returncode, forked.stderr) == (plain.returncode, plain.stderr) == (0, "")
+    assert forked.stdout == plain.stdout
+    assert "3 __main__ False" in plain.stdout
+
+
+def test_what_can_be_forked_is_forked(fresh_python, tmp_path):
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', {!r}])"
+    code = code.format("import sys; print('torch' in sys.modules)")
+    loaded = [
+        fresh_python("-c", code, cwd=tmp_path, **variables).stdout
+        for variables in ({}, {"FORK_CHILDREN": "1"})
+    ]
+    assert loaded == ["False\n", "True\n" if sys.platform == "linux" else "False\n"]

@@ -1,8 +1,6 @@
 """The decoding benchmark runs, takes turns, and computes shares as it says."""
 
 import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,24 +33,16 @@ def test_the_share_of_the_limit_is_bytes_times_speed():
     assert cells[:5] == ["x", "20.0", "50%", "500.0", "20"]
 
 
-def test_it_runs_on_a_small_model_and_names_what_is_missing(tmp_path):
+def test_it_runs_on_a_small_model_and_names_what_is_missing(fresh_python, tmp_path):
     try:
         load_kernels()
     except CodeUnavailable as error:
         pytest.skip(str(error))
-    command = [sys.executable, "benchmarks/decode_speed.py", "--model", "gpt-micro"]
+    command = ["benchmarks/decode_speed.py", "--model", "gpt-micro"]
     command += ["--new", "4", "--prompt", "8", "--rounds", "1", "--rows", "2"]
     command += ["--only", "ours:fp32", "ours:int4", "ct2:fp32", "--folder", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DECODE_PEERS": sys.executable}
-    result = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=200,
-        check=False,
-    )
+    variables = {"PYTHONPATH": str(ROOT), "DECODE_PEERS": sys.executable, "FORK_CHILDREN": "1"}
+    result = fresh_python(*command, cwd=ROOT, timeout=200, **variables)
     assert result.returncode == 0, result.stderr[-2000:]
     rows = [line for line in result.stdout.splitlines() if line.startswith("| ours:")]
     assert [row.split()[1] for row in rows] == ["ours:fp32", "ours:int4"]

@@ -1,9 +1,6 @@
 """The memory formula against real runs."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,21 +11,10 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is Linux's to tell"
 )
-def test_the_formula_is_within_15_percent_of_what_training_takes(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "benchmarks/plan_accuracy.py",
-            "--quick",
-            "--json",
-            tmp_path / "gaps.json",
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=280,
-        check=False,
+def test_the_formula_is_within_15_percent_of_what_training_takes(fresh_python, tmp_path):
+    options = ("--quick", "--json", tmp_path / "gaps.json")
+    done = fresh_python(
+        "benchmarks/plan_accuracy.py", *options, cwd=ROOT, timeout=280, PYTHONPATH=str(ROOT)
     )
     assert done.returncode == 0, done.stdout + done.stderr
     gaps = json.loads((tmp_path / "gaps.json").read_text(encoding="utf-8"))

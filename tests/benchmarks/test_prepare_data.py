@@ -1,9 +1,6 @@
 """The benchmark of preparing data measures; what its --kill does is tested in test_token_parts."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,16 +10,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs /proc")
-def test_it_measures_memory_and_speed():
-    script = ROOT / "benchmarks" / "prepare_data.py"
-    result = subprocess.run(
-        [sys.executable, str(script), "--megabytes", "2", "--vocab-size", "300"],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=200,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+def test_it_measures_memory_and_speed(fresh_python):
+    options = ("--megabytes", "2", "--vocab-size", "300")
+    result = fresh_python(
+        "benchmarks/prepare_data.py", *options, cwd=ROOT, timeout=200, PYTHONPATH=str(ROOT)
     )
     assert result.returncode == 0, result.stderr[-2000:]
     found = re.search(r"whole run +(\d+) s +([\d.]+) MB/s +([\d,]+) MB", result.stdout)

@@ -1,8 +1,6 @@
 """The benchmarks on tinyshakespeare run, on a text of a few thousand characters."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,20 +17,19 @@ def text(tmp_path):
     return path
 
 
-def run(script, *options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / script), *map(str, options)],
-        capture_output=True,
-        encoding="utf-8",
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(fresh_python):
+    def start(script, *options):
+        done = fresh_python(
+            f"benchmarks/{script}", *options, cwd=ROOT, timeout=280, PYTHONPATH=str(ROOT)
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return start
 
 
-def test_time_to_loss_prints_every_contender(text):
+def test_time_to_loss_prints_every_contender(run, text):
     out = run("time_to_loss.py", "--data", text, "--quick", "--only", "classic", "sprint")
     table = out.split("each loss\n")[1]
     classic, sprint = (
@@ -46,7 +43,7 @@ def test_time_to_loss_prints_every_contender(text):
     assert "1/1.0" in classic
 
 
-def test_the_ablation_compares_with_the_base(text):
+def test_the_ablation_compares_with_the_base(run, text):
     out = run("recipe_ablation.py", "--data", text, "--quick", "--only", "4 layers, no pairs")
     base, change = (line for line in out.splitlines()[2:] if line)
     base_loss = re.match(r"base +(\d\.\d{4}) +1\.00 +1\.00$", base)[1]

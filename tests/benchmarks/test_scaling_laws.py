@@ -1,10 +1,8 @@
 """The scaling benchmark finds a known law again, does not look at what it foretells, and runs."""
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict, astuple, replace
-from os import environ
 from pathlib import Path
 
 import pytest
@@ -132,18 +130,14 @@ def test_a_loss_that_cannot_be_is_refused(loss):
         Point(2, 32, 0, 27_000, 125_000, loss, 1.0)
 
 
-def test_a_quick_run_trains_fits_draws_and_can_be_read_again(tmp_path):
+def test_a_quick_run_trains_fits_draws_and_can_be_read_again(fresh_python, tmp_path):
     text, figures, picture = (tmp_path / name for name in ("text.txt", "laws.json", "laws.png"))
     lines = [f"{n} times {n + 1} is {n * (n + 1)}, said line {n % 7}.\n" for n in range(900)]
     raw = "".join(lines)
     text.write_text(raw, encoding="utf-8", newline="\n")
     options = ["--data", text, "--quick", "--json", figures, "--output", picture]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "scaling_laws.py"), *map(str, options)],
-        capture_output=True,
-        encoding="utf-8",
-        env={**environ, "PYTHONPATH": str(ROOT)},
-        check=False,
+    done = fresh_python(
+        "benchmarks/scaling_laws.py", *options, cwd=ROOT, timeout=280, PYTHONPATH=str(ROOT)
     )
     assert done.returncode == 0, done.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -1,9 +1,6 @@
 """The throughput benchmark runs, and its figures are of the steps it says."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,21 +9,19 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "benchmarks/train_throughput.py"
 
 
-def run(*options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / SCRIPT), "--shapes", "micro12", "--rounds", "1", *options],
-        env={**environment, "PYTHONUTF8": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(fresh_python):
+    def start(*options):
+        options = ("--shapes", "micro12", "--rounds", "1", *options)
+        how = {"cwd": ROOT, "timeout": 280, "PYTHONPATH": str(ROOT), "FORK_CHILDREN": "1"}
+        done = fresh_python(SCRIPT, *options, **how)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return start
 
 
-def test_the_table_beside_hugging_face(tmp_path):
+def test_the_table_beside_hugging_face(run, tmp_path):
     printed = run("--steps", "2", "--json", str(tmp_path / "figures.json"))
     (table,) = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert set(table["rows"]) == {"ours-fp32", "ours-bf16", "hf-fp32", "hf-bf16"}
@@ -40,7 +35,7 @@ def test_the_table_beside_hugging_face(tmp_path):
 
 
 @pytest.mark.slow
-def test_each_speed_up_is_switched_off_and_checkpointing_keeps_less(tmp_path):
+def test_each_speed_up_is_switched_off_and_checkpointing_keeps_less(run, tmp_path):
     printed = run("--steps", "1", "--shares")
     for name in (
         "bf16",

@@ -1,10 +1,7 @@
 """The examples run as a learner runs them, in an empty folder, and refuse nonsense in one line."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,17 +13,14 @@ from gpt_model.model_directory import find_model_directory
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(folder, name, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=280,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def run(fresh_python):
+    def start(folder, name, *arguments):
+        script = ROOT / "examples" / name
+        paths = {"PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+        return fresh_python(script, *arguments, cwd=folder, timeout=280, **paths)
+
+    return start
 
 
 def numbers(pattern, text):
@@ -34,7 +28,7 @@ def numbers(pattern, text):
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workplace(run, tmp_path_factory):
     """An empty folder in which the second example had to train its own model."""
     folder = tmp_path_factory.mktemp("learner")
     result = run(folder, "finetune_with_lora.py", "--quick")
@@ -85,7 +79,7 @@ def test_the_adapter_loads_onto_the_base_it_was_trained_on(workplace):
     assert round(numbers(r"：(\d+) KiB", output)[0]) == round(size / 1024)
 
 
-def test_own_pairs_and_an_existing_model(workplace):
+def test_own_pairs_and_an_existing_model(run, workplace):
     folder, _ = workplace
     lines = [json.dumps({"prompt": f"{n}+1=", "answer": f"{n + 1}"}) for n in range(20)]
     (folder / "runs" / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -109,7 +103,7 @@ def test_own_pairs_and_an_existing_model(workplace):
         ("finetune_with_lora.py", ["--adapter", "runs"], "runs is not an adapter directory"),
     ],
 )
-def test_nonsense_is_refused_in_one_line_with_exit_code_2(workplace, name, arguments, message):
+def test_nonsense_is_refused_in_one_line_with_exit_code_2(run, workplace, name, arguments, message):
     folder, _ = workplace
     result = run(folder, name, "--quick", *arguments)
     assert result.returncode == 2, result.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Two processes on one machine, started as a user would: by torchrun."""
+"""Two processes on one machine: by torchrun, as a user starts them; or forked, which is quicker."""
 
 import importlib
 import json
@@ -63,11 +63,24 @@ def launch():
 
 
 @pytest.fixture(scope="session")
-def run_worker(launch):
+def pair(launch, fresh_python):
+    """The same two processes for what does not test torchrun: forked where that can be done."""
+
+    def run(*arguments, folder=ROOT):
+        if sys.platform != "linux":
+            return launch(*arguments, folder=folder)
+        forked = HERE / "forked.py"
+        return fresh_python(forked, *arguments, cwd=folder, timeout=200, PYTHONPATH=str(ROOT))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_worker(pair):
     """Run scenarios in two processes; what each of them found, by scenario and rank."""
 
-    def run(folder, *scenarios, **options):
-        done = launch(HERE / "worker.py", folder, *scenarios, **options)
+    def run(folder, *scenarios):
+        done = pair(HERE / "worker.py", folder, *scenarios)
         assert done.returncode == 0, done.stderr[-4000:]
         return {
             name: [
