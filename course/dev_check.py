@@ -154,15 +154,15 @@ def check_mistakes(
 def check_distances(exercise: Exercise, seed: int, figures: Figures) -> None:
     """Each faulty twin is far from the solution, and from every other twin."""
     bank = list(twins(exercise, seed))
-    right = reference(exercise, seed)
+    right, far = reference(exercise, seed), FAR * exercise.tolerance
     for twin in bank:
-        if distance(twin.outcomes, right) < FAR * exercise.tolerance:
+        if distance(twin.outcomes, right, far) < far:
             name = twin.mistakes[0].id
             figures.complaints.append(f"{exercise.id}: {name} gives almost the right results")
     for first, second in itertools.combinations(bank, 2):
         figures.pairs += 1
-        gap = distance(first.outcomes, second.outcomes)
-        if gap >= FAR * exercise.tolerance or math.isinf(gap):
+        gap = distance(first.outcomes, second.outcomes, far)
+        if gap >= far or math.isinf(gap):
             figures.separated += 1
         else:
             names = f"{first.mistakes[0].id} and {second.mistakes[0].id}"
@@ -173,7 +173,7 @@ def check_doubles(exercise: Exercise, seed: int, figures: Figures) -> None:
     """Two mistakes at once are never blamed on a third."""
     right = reference(exercise, seed)
     for twin in pairs(exercise, seed):
-        if distance(twin.outcomes, right) <= exercise.tolerance:
+        if distance(twin.outcomes, right, exercise.tolerance) <= exercise.tolerance:
             continue  # they undo each other: nothing is wrong any more
         figures.doubles += 1
         found = diagnose(exercise, twin.outcomes, seed)

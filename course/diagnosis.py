@@ -81,10 +81,10 @@ def diagnose(exercise: Exercise, yours: Sequence[Outcome], seed: int) -> Diagnos
     if early is not None:
         return early
     right = reference(exercise, seed)
-    if distance(yours, right) <= exercise.tolerance:
+    if distance(yours, right, exercise.tolerance) <= exercise.tolerance:
         return Diagnosis(exercise.id, "passed")
     for twin in twins(exercise, seed, accepted=True):
-        if distance(yours, twin.outcomes) <= exercise.tolerance:
+        if distance(yours, twin.outcomes, exercise.tolerance) <= exercise.tolerance:
             ids = tuple(mistake.id for mistake in twin.mistakes)
             return Diagnosis(exercise.id, "accepted", ids)
     found = only_match(exercise, yours, twin_groups(exercise, seed))

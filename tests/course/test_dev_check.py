@@ -40,8 +40,12 @@ def test_a_fault_of_the_course_would_be_found(monkeypatch):
     assert figures.share_exact < 0.97
 
 
-def test_a_mutant_that_never_ends_is_ended(monkeypatch):
-    monkeypatch.setattr(mutants, "SECONDS", 0.2)
+@pytest.mark.parametrize(
+    "limits", [{"LINES": 1000, "SECONDS": 1e9}, {"LINES": 10**12, "SECONDS": 0.2}], ids=str
+)
+def test_a_mutant_that_never_ends_is_ended(monkeypatch, limits):
+    for name, limit in limits.items():
+        monkeypatch.setattr(mutants, name, limit)
     exercise = find("attention.01")
     source = "def attention_scores(q, k):\n    while True:\n        q = q + 1\n"
     outcomes = mutants.run_mutant(exercise, source, 1)

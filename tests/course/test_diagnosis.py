@@ -126,6 +126,8 @@ def test_distances():
     assert value_distance(torch.tensor([nan, 1.0]), torch.tensor([nan, 1.0])) == 0.0
     assert value_distance(torch.tensor([nan, 1.0]), torch.tensor([0.5, 1.0])) == math.inf
     assert value_distance(torch.tensor([inf, 1.0]), torch.tensor([-inf, 1.0])) == math.inf
+    assert value_distance(torch.tensor([inf, 1.0]), torch.tensor([inf, 2.0])) == 0.5
+    assert value_distance(torch.tensor([inf]), torch.tensor([-inf])) == math.inf
     assert value_distance([nan, inf, 3], [nan, inf, 3.0]) == 0.0
     assert value_distance(inf, -inf) == value_distance(nan, 1.0) == math.inf
     assert value_distance(4, 5) == pytest.approx(0.2)
