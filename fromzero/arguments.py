@@ -12,6 +12,7 @@ import io
 import re
 import typing
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from foundation.checks import nearest
@@ -89,17 +90,23 @@ def check_required(options_type: type, arguments: Sequence[str], program: str) -
             raise ValueError(f"{name} must be given; see {program} --help")
 
 
+@cache
+def hints_of(options_type: type) -> dict[str, Any]:
+    """The fields' types with what tyro wants to know of them; asked for at each of the fields."""
+    return typing.get_type_hints(options_type, include_extras=True)
+
+
 def is_positional(options_type: type, name: str) -> bool:
     """Is the field declared as `tyro.conf.Positional[…]`: a word without `--name` before it?"""
     import tyro
 
-    hint = typing.get_type_hints(options_type, include_extras=True)[name]
+    hint = hints_of(options_type)[name]
     return tyro.conf.Positional in getattr(hint, "__metadata__", ())
 
 
 def aliases(options_type: type, name: str) -> Sequence[str]:
     """Other spellings of an option: those of `tyro.conf.arg(aliases=…)`."""
-    hint = typing.get_type_hints(options_type, include_extras=True)[name]
+    hint = hints_of(options_type)[name]
     return [
         alias
         for extra in getattr(hint, "__metadata__", ())

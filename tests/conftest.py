@@ -1,5 +1,6 @@
 """Every test: one thread (two workers share two cores), no network, seeds fixed."""
 
+import contextlib
 import importlib.util
 import os
 from pathlib import Path
@@ -12,9 +13,18 @@ import pytest
 import torch
 from hypothesis import settings
 
+from foundation.compiled_code import CodeUnavailable, compile_code
+
 settings.register_profile("default", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("default")
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """Compile the kernels before the workers start: each would, and say so on standard error."""
+    if not hasattr(config, "workerinput") and os.environ.get("FROMZERO_KERNELS") != "0":
+        with contextlib.suppress(CodeUnavailable):
+            compile_code(Path(__file__).parents[1] / "inference" / "kernels" / "forward.cpp")
 
 
 @pytest.fixture(autouse=True)

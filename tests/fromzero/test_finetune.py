@@ -24,6 +24,7 @@ from fromzero.option_types import open_model
 from gpt_model.huggingface import model_from_huggingface
 from gpt_model.model import GPT
 from tokenization.tokenizer import Tokenizer
+from training import loss_plot
 
 QUICK = ["--steps", "30", "--batch-size", "4", "--eval-every", "15", "--learning-rate", "0.02"]
 
@@ -40,9 +41,12 @@ def pairs(tmp_path):
 
 @pytest.fixture
 def finetune(tmp_path, monkeypatch, capsys, tiny_model, pairs):
+    """Finetune the tiny model; the picture takes longest, so only the first test has it drawn."""
     monkeypatch.chdir(tmp_path)
+    real = loss_plot.draw_curves
 
-    def run(*options, expect=0):
+    def run(*options, expect=0, draw=False):
+        monkeypatch.setattr(loss_plot, "draw_curves", real if draw else lambda *_, **__: None)
         code = main(
             ["finetune", "--data", str(pairs), "--model", str(tiny_model), *QUICK, *options]
         )
@@ -55,8 +59,9 @@ def finetune(tmp_path, monkeypatch, capsys, tiny_model, pairs):
 
 def test_an_adapter_is_learned_saved_merged_and_used(finetune, tiny_model, tmp_path, capsys):
     before = sha256_file(tiny_model / "model.safetensors")
-    out, err = finetune("--out", "runs/ad", "--merge", "runs/merged")
+    out, err = finetune("--out", "runs/ad", "--merge", "runs/merged", draw=True)
     assert err == ""
+    assert (tmp_path / "runs" / "ad" / "loss.png").read_bytes().startswith(b"\x89PNG")
     first, last = map(float, re.search(r"loss ([\d.]+) -> ([\d.]+)", out).groups())
     assert last < first - 0.3
     assert "27 to learn from, 3 held out" in out

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluation import throughput
 from fromzero.main import main
 from fromzero.starting_points import keep_shares
 from fromzero.train import parse, run_name
@@ -75,6 +76,13 @@ def test_minutes_choose_the_steps_and_the_schedule_follows(base, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     text = "".join(f"line {i} says {i * i % 97}\n" for i in range(900))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    # the speed need not be known well, as three seconds would tell it
+    real = throughput.measure_training_speed
+    monkeypatch.setattr(
+        throughput,
+        "measure_training_speed",
+        lambda *about, seconds: real(*about, seconds=seconds / 20),
+    )
     # a run of a hundredth of a minute, with the schedule of the whole
     small = ["--n-layers", 1, "--dim", 16, "--n-heads", 1, "--max-seq-len", 32, "--no-plot"]
     words = ["--data", "a.txt", "--vocab-size", 280, *base, "--minutes", 0.01, *small]
