@@ -3,7 +3,10 @@
 import contextlib
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes that tests start, too
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,12 +39,34 @@ def _seeded():
 
 
 @pytest.fixture(scope="session")
-def fresh_python():
-    """`fresh_python("script.py", cwd=folder)`: see fresh_python.py."""
+def template():
+    """A process that has loaded the libraries, and forks: see fresh_python.py."""
     path = Path(__file__).with_name("fresh_python.py")
     spec = importlib.util.spec_from_file_location("fresh_python", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     python = module.FreshPython()
-    yield python.run
+    yield python
     python.close()
+
+
+@pytest.fixture(scope="session")
+def fresh_python(template):
+    """`fresh_python("script.py", cwd=folder)` runs it to its end."""
+    return template.run
+
+
+@pytest.fixture
+def forked_answers(template, monkeypatch):
+    """The course's answers run in forks, which have loaded PyTorch, where the system can fork."""
+    from course.child_process import DRIVER
+    from evaluation import code_runner
+
+    def start(words, *, cwd, env, **more):
+        if str(DRIVER) not in words:
+            return subprocess.Popen(words, cwd=cwd, env=env, **more)
+        return template.start(words[1:], cwd, env)
+
+    if sys.platform == "linux":
+        replaced = SimpleNamespace(**{**vars(subprocess), "Popen": start})
+        monkeypatch.setattr(code_runner, "subprocess", replaced)

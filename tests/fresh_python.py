@@ -7,8 +7,8 @@ loads the libraries, and nothing of this house, and then forks for each script: 
 so on Linux too. What a test wants to know of the start itself (an import's cost, the encoding of
 a locale, variables that PyTorch reads as it loads) is no case for this.
 
-FORK_CHILDREN=1 forks the Pythons that the script starts itself, too: for scripts that compute
-nothing themselves, so that no thread of theirs is missing in the fork.
+FORK_CHILDREN=1 forks the Pythons that the script starts itself, too: for scripts that only start
+others and compute nothing, so that no thread of theirs is missing in the fork.
 """
 
 import atexit
@@ -16,6 +16,7 @@ import builtins
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import random
@@ -52,6 +53,7 @@ class FreshPython:
 
     def __init__(self):
         self.template = None
+        self.lock = threading.Lock()
 
     def run(self, *arguments, cwd, timeout=120, **environment):
         """One thread and UTF-8, whatever the variables given besides."""
@@ -87,18 +89,31 @@ class FreshPython:
         done.seconds = seconds
         return done
 
+    def start(self, arguments, cwd, env):
+        """A process that runs beside the test, with three pipes (Linux only)."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = [str(Path(folder) / name) for name in ("in", "out", "err")]
+            for file in files:
+                os.mkfifo(file)
+            words = [os.fspath(word) for word in arguments]
+            pid = self.ask(arguments=words, cwd=cwd, environment=env, files=files, timeout=None)
+            # in the same order there: each waits for the other
+            pipes = [open(files[0], "wb"), open(files[1], "rb"), open(files[2], "rb")]
+        return Started(self, pid, pipes)
+
     def ask(self, **request):
         """Let a fork run it; its exit code (None where it took too long) and its seconds."""
-        if self.template is None:
-            self.template = subprocess.Popen(
-                [sys.executable, __file__],
-                env={**os.environ, **AT_START},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-        self.template.stdin.write(json.dumps(request).encode() + b"\n")
-        self.template.stdin.flush()
-        return json.loads(self.template.stdout.readline())
+        with self.lock:
+            if self.template is None:
+                self.template = subprocess.Popen(
+                    [sys.executable, __file__],
+                    env={**os.environ, **AT_START},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            self.template.stdin.write(json.dumps(request).encode() + b"\n")
+            self.template.stdin.flush()
+            return json.loads(self.template.stdout.readline())
 
     def close(self):
         if self.template is not None:
@@ -107,18 +122,49 @@ class FreshPython:
             self.template.stdout.close()
 
 
+class Started:
+    """As much of a `subprocess.Popen` as the tests need of a fork that runs beside them."""
+
+    def __init__(self, python, pid, pipes):
+        self.python, self.pid, self.returncode = python, pid, None
+        self.stdin, self.stdout, self.stderr = pipes
+
+    def poll(self):
+        if self.returncode is None:
+            self.returncode = self.python.ask(poll=self.pid)
+        return self.returncode
+
+    def wait(self, timeout=60):
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            time.sleep(0.005)
+        return self.returncode
+
+    def kill(self):
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
 def serve():
     """Fork for each line of standard input; return in the child, with its arguments."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing else may get between the answers
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            answers.close()
-            become(request)
-            return request["arguments"]
-        answers.write(json.dumps(wait(child, request["timeout"])).encode() + b"\n")
+        if "poll" in request:
+            child, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if child else None
+        else:
+            child = os.fork()
+            if child == 0:
+                answers.close()
+                become(request)
+                return request["arguments"]
+            timeout = request["timeout"]
+            answer = child if timeout is None else wait(child, timeout)
+        answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
     os._exit(0)
 
@@ -126,9 +172,12 @@ def serve():
 def become(request):
     """Look like a process that has just been started as the request says."""
     os.setsid()
-    for descriptor, path in zip((1, 2), request["files"], strict=True):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    *given, out, err = request["files"]
+    for descriptor, path in enumerate((*(given or [os.devnull]), out, err)):
+        mode = os.O_WRONLY | os.O_CREAT if descriptor else os.O_RDONLY
+        opened = os.open(path, mode)
+        os.dup2(opened, descriptor)
+        os.close(opened)
     open_streams()
     os.chdir(request["cwd"])
     os.environ.clear()
@@ -136,51 +185,53 @@ def become(request):
     random.seed()
     sys.modules["numpy.random"].seed()
     if os.environ.get("FORK_CHILDREN"):
-        subprocess.Popen = ForkingPopen
+        subprocess.Popen._execute_child = fork_python
 
 
-def open_streams():
-    """The three streams anew, as Python opens them in UTF-8 mode."""
-    streams = [
-        open(
-            number,
-            "w" if number else "r",
-            buffering=1 if number == 2 else -1,
-            encoding="utf-8",
-            errors="backslashreplace" if number == 2 else "surrogateescape",
-            closefd=False,
-        )
-        for number in range(3)
-    ]
-    sys.stdin, sys.stdout, sys.stderr = streams
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams
+def open_streams(unbuffered=False):
+    """The three streams anew, as Python opens them in UTF-8 mode; -u keeps nothing back."""
+    kept = {"encoding": "utf-8", "errors": "surrogateescape"}
+    raw = [io.FileIO(number, "rww"[number], closefd=False) for number in range(3)]
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(raw[0]), **kept)
+    out = raw[1] if unbuffered else io.BufferedWriter(raw[1])
+    sys.stdout = io.TextIOWrapper(out, **kept, write_through=unbuffered)
+    kept["errors"] = "backslashreplace"
+    sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw[2]), **kept, line_buffering=True)
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
 
 
-class ForkingPopen(subprocess.Popen):
-    """A Popen that forks where a Python is to be started."""
+START = subprocess.Popen._execute_child
 
-    def _execute_child(self, arguments, *more):
-        if isinstance(arguments, (str, bytes)) or arguments[0] != sys.executable:
-            return super()._execute_child(arguments, *more)
-        cwd, environment = more[4:6]
-        pipes = more[9:15]  # of each of the three: the reader's end, the writer's end
-        sys.stdout.flush()  # what waits here would be written twice
-        sys.stderr.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            for descriptor, end in enumerate((pipes[0], pipes[3], pipes[5])):
-                if end != -1:
-                    os.dup2(end, descriptor)
-            os.closerange(3, 4096)  # a pipe ends when nobody else has its other end
-            open_streams()
-            os.chdir(cwd or ".")
-            if environment is not None:
-                os.environ.clear()
-                os.environ.update(environment)
-            os._exit(run_to_the_end([os.fspath(argument) for argument in arguments[1:]]))
-        self._child_created = True
-        self._close_pipe_fds(*pipes)
-        return None
+
+def fork_python(popen, arguments, *more):
+    """What `subprocess.Popen` does to start a program, but a Python is forked."""
+    first, *words = [arguments] if isinstance(arguments, (str, bytes)) else arguments
+    unbuffered = words[:1] == ["-u"]
+    words = [os.fspath(word) for word in words[unbuffered:]]
+    if first != sys.executable or (words[0].startswith("-") and words[0] not in ("-c", "-m")):
+        return START(popen, arguments, *more)
+    cwd, environment = more[4:6]
+    pipes = more[9:15]  # of each of the three: the reader's end, the writer's end
+    new_session = more[20]
+    sys.stdout.flush()  # what waits here would be written twice
+    sys.stderr.flush()
+    popen.pid = os.fork()
+    if popen.pid == 0:
+        if new_session:
+            os.setsid()
+        for descriptor, end in enumerate((pipes[0], pipes[3], pipes[5])):
+            if end != -1:
+                os.dup2(end, descriptor)
+        os.closerange(3, 4096)  # a pipe ends when nobody else has its other end
+        open_streams(unbuffered)
+        os.chdir(cwd or ".")
+        if environment is not None:
+            os.environ.clear()
+            os.environ.update(environment)
+        os._exit(run_to_the_end(words))
+    popen._child_created = True
+    popen._close_pipe_fds(*pipes)
+    return None
 
 
 def wait(child, timeout):
@@ -201,6 +252,9 @@ def wait(child, timeout):
 def execute(arguments):
     """What `python *arguments` does once Python is there."""
     path = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    isolated = arguments[0] == "-I"  # and nothing else that begins with a dash
+    if isolated:
+        arguments = arguments[next(i for i, word in enumerate(arguments) if word[0] == "/") :]
     first, *rest = arguments
     main = types.ModuleType("__main__")
     main.__dict__.update(__builtins__=builtins, __spec__=None)
@@ -217,7 +271,7 @@ def execute(arguments):
         code = compile(rest[0], "<string>", "exec")
     else:
         main.__file__ = str(Path(first).absolute())
-        sys.path[:1] = [str(Path(first).resolve().parent), *path]
+        sys.path[:1] = [] if isolated else [str(Path(first).resolve().parent), *path]
         sys.argv = [first, *rest]
         code = compile(Path(first).read_bytes(), main.__file__, "exec")
     exec(code, main.__dict__)

@@ -178,3 +178,31 @@ def test_what_can_be_forked_is_forked(fresh_python, tmp_path):
         for variables in ({}, {"FORK_CHILDREN": "1"})
     ]
     assert loaded == ["False\n", "True\n" if sys.platform == "linux" else "False\n"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
+def test_one_can_run_beside_the_test(template, tmp_path):
+    """Isolated, with the variables it is given and no others, and pipes that end with it."""
+    script = tmp_path / "beside.py"
+    script.write_text(
+        "import os, sys\n"
+        "print(sorted(os.environ), sys.path[0] == os.path.dirname(__file__), sys.argv[1:])\n"
+        "print(sys.stdin.read(), file=sys.stderr)\n"
+        "sys.exit(4)\n",
+        encoding="utf-8",
+    )
+    words = ["-I", "-B", "-X", "utf8", str(script), "an argument"]
+    running = [template.start(words, str(tmp_path), {"SHELL": "none"}) for _ in range(2)]
+    assert [process.poll() for process in running] == [None, None]
+    for process in running:
+        process.stdin.write("明月".encode())
+        process.stdin.close()
+        assert process.stdout.read() == b"['SHELL'] False ['an argument']\n"
+        assert process.stderr.read().decode() == "明月\n"
+        assert process.wait() == process.poll() == 4
+    endless = template.start(["-c", "while True: pass"], str(tmp_path), {})
+    with pytest.raises(subprocess.TimeoutExpired):
+        endless.wait(timeout=0.1)
+    endless.kill()
+    assert endless.wait() == -9
+    endless.kill()  # once more, when it is gone

@@ -26,7 +26,7 @@ def check(exercise, source, runner):
     return check_source(exercise, textwrap.dedent(source), runner)
 
 
-def test_the_solution_passes_and_what_it_prints_is_shown(scores, solution, runner):
+def test_the_solution_passes_and_what_it_prints_is_shown(plain_answers, scores, solution, runner):
     checked = check(scores, solution + "\nprint('勾')\n", runner)
     assert checked.diagnosis.passed
     assert checked.printed == "勾"
@@ -140,7 +140,7 @@ def test_an_answer_that_edits_the_course_fails_and_the_course_is_restored(scores
 
 
 @pytest.mark.skipif(not LINUX, reason="networks of one's own are Linux's")
-def test_there_is_no_network_where_the_system_allows(scores, runner):
+def test_there_is_no_network_where_the_system_allows(plain_answers, scores, runner):
     import socket
 
     server = socket.create_server(("127.0.0.1", 0))
@@ -160,7 +160,7 @@ def test_there_is_no_network_where_the_system_allows(scores, runner):
     assert reached != allowed
 
 
-def test_secrets_of_the_environment_are_not_handed_on(scores, runner, monkeypatch):
+def test_secrets_of_the_environment_are_not_handed_on(plain_answers, scores, runner, monkeypatch):
     runner.close()
     monkeypatch.setenv("SOME_SECRET_KEY", "swordfish")
     checked = check(scores, "import os\nprint(dict(os.environ))", runner)

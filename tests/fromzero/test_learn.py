@@ -12,6 +12,8 @@ from course.watching import watch_file
 from fromzero import learn
 from fromzero.main import main
 
+pytestmark = pytest.mark.usefixtures("forked_answers")
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Two processes on one machine: by torchrun, as a user starts them; or forked, which is quicker."""
+"""Two processes on one machine, started as a user would: by torchrun."""
 
 import importlib
 import json
@@ -13,38 +13,14 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
-def torchrun(
-    *arguments, n_processes=2, restarts=0, folder=ROOT, wait=True, timeout=200, **environment
-):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(n_processes), "--max-restarts", str(restarts)]
-    variables = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "PYTHONIOENCODING": "utf-8",
-        "USE_LIBUV": "0",  # torch for Windows is built without it
-        **environment,
-    }
-    process = subprocess.Popen(
-        [*command, *map(str, arguments)],
-        env=variables,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-    )
-    if not wait:
-        return process
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its processes
-        out, err = process.communicate()
-        raise AssertionError(f"no end after {timeout} s: {out[-2000:]}{err[-4000:]}") from None
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+def torchrun(*arguments, restarts=0):
+    """The words after `python`."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*start, "--max-restarts", str(restarts), *map(str, arguments)]
+
+
+# torch for Windows is built without libuv
+VARIABLES = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "USE_LIBUV": "0"}
 
 
 @pytest.fixture(scope="session")
@@ -58,29 +34,46 @@ def task():
 
 
 @pytest.fixture(scope="session")
-def launch():
-    return torchrun
+def launch(fresh_python):
+    """Wait for the end of torchrun, which is forked on Linux, and forks its processes."""
 
-
-@pytest.fixture(scope="session")
-def pair(launch, fresh_python):
-    """The same two processes for what does not test torchrun: forked where that can be done."""
-
-    def run(*arguments, folder=ROOT):
-        if sys.platform != "linux":
-            return launch(*arguments, folder=folder)
-        forked = HERE / "forked.py"
-        return fresh_python(forked, *arguments, cwd=folder, timeout=200, PYTHONPATH=str(ROOT))
+    def run(*arguments, restarts=0, folder=ROOT, **environment):
+        return fresh_python(
+            *torchrun(*arguments, restarts=restarts),
+            cwd=folder,
+            timeout=200,
+            FORK_CHILDREN="1",
+            **VARIABLES,
+            **environment,
+        )
 
     return run
 
 
 @pytest.fixture(scope="session")
-def run_worker(pair):
+def launch_plainly():
+    """Start torchrun as a program of its own, and do not wait."""
+
+    def run(*arguments, restarts=0, folder=ROOT):
+        return subprocess.Popen(
+            [sys.executable, *torchrun(*arguments, restarts=restarts)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **VARIABLES},
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_worker(launch):
     """Run scenarios in two processes; what each of them found, by scenario and rank."""
 
     def run(folder, *scenarios):
-        done = pair(HERE / "worker.py", folder, *scenarios)
+        done = launch(HERE / "worker.py", folder, *scenarios)
         assert done.returncode == 0, done.stderr[-4000:]
         return {
             name: [

@@ -119,15 +119,15 @@ def test_a_step_that_cannot_be_shared_out_evenly_is_refused(together):
         assert "2 processes" in found["error"]
 
 
-def test_different_options_stop_every_process(pair, tmp_path):
-    done = pair(WORKER, tmp_path, "different")
+def test_different_options_stop_every_process(launch, tmp_path):
+    done = launch(WORKER, tmp_path, "different")
     assert done.returncode != 0
     for rank in range(2):
         error = (tmp_path / f"error-{rank}.txt").read_text(encoding="utf-8")
         assert "differ in config.learning_rate: 0.001 in rank 0, 0.002 in rank 1" in error
 
 
-def test_several_processes_without_a_way_to_agree_are_refused(pair, tmp_path):
-    done = pair(WORKER, tmp_path, "separate")
+def test_several_processes_without_a_way_to_agree_are_refused(launch, tmp_path):
+    done = launch(WORKER, tmp_path, "separate")
     assert done.returncode != 0
     assert "parallel is 'none'" in done.stderr
