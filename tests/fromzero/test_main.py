@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import types
 import typing
 from pathlib import Path
@@ -89,9 +88,12 @@ def test_help_is_fast_and_imports_nothing_heavy():
         "heavy = {'torch', 'numpy', 'matplotlib', 'tokenizers'} & set(sys.modules)\n"
         "sys.stderr.write(json.dumps(sorted(heavy)))\n"
     )
-    start = time.monotonic()
+    before = os.times()
     result = run_python("-c", code, "--help")
-    assert time.monotonic() - start < 3  # 0.1 s on a free machine
+    after = os.times()  # the processor's seconds, where the system tells: others use this machine
+    seconds = after.children_user - before.children_user
+    seconds += after.children_system - before.children_system
+    assert seconds < 3  # 0.1 s on a free machine
     assert json.loads(result.stderr) == []
     for name in COMMANDS:
         result = run_python("-c", code, *name.split(), "--help")

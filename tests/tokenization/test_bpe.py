@@ -190,9 +190,9 @@ def test_a_small_corpus_gives_a_smaller_vocabulary():
 def test_a_thousand_tokens_from_the_python_reference_in_seconds():
     texts = list(pydoc_data.topics.topics.values())
     assert sum(map(len, texts)) > 300_000
-    start = time.perf_counter()
+    start = time.process_time()
     lesson = BytePairEncoding.train(texts, 1000)
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
     vocabulary, merges, built = library(texts, 1000)
     assert lesson.written_merges() == merges
     assert lesson.vocabulary() == vocabulary

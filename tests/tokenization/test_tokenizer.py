@@ -287,6 +287,6 @@ def test_time_is_linear_on_monotonous_text(unit):
 
 def test_characters_take_linear_time_too():
     text = "举头望明月" * 200_000
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(CHARACTERS.encode(text)) == len(text)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
