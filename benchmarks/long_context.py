@@ -7,12 +7,17 @@ Parts, each also alone with --part:
 growth      prefill in pieces and decode, each cache, up to --longest tokens: seconds, milliseconds
             a token, peak memory of a process of its own; beside what the machine's arithmetic and
             bandwidth allow
-caches      each cache side by side: bytes a token, tokens a second, difference from no cache
+caches      each cache side by side: bytes a token, tokens a second, difference from no cache;
+            both beside the static cache with our C++ kernels ("kernels"), as `fromzero generate`
+            decodes, and beside Hugging Face transformers' DynamicCache with the same weights
+            ("transformers"), where it is installed
 endless     a text streamed through the sliding cache: memory and speed early and late
 perplexity  a small model trained here on --data: loss beyond the trained length per method
 needle      a small model trained here to find a key: share of right answers per method and length
 
 Ratios are of runs of one process, or of processes one after the other; --quick is for the tests.
+On a machine with other work, --clock cpu counts the processor's seconds of one thread, ceilings
+too, instead of seconds on the wall.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -29,6 +35,15 @@ from statistics import median
 from typing import Any
 
 import torch
+from long_context_readers import (
+    PARTS_OF_PEER,
+    PEER,
+    WINDOW,
+    Reader,
+    has_peer,
+    opener,
+    settings_of,
+)
 
 from evaluation.needle import METHODS, NeedleTask, draw, needle_scores, table, train_retriever
 from evaluation.perplexity import evaluate_tokens
@@ -45,12 +60,12 @@ from training.optimizer import build_optimizer, set_learning_rate
 
 PARTS = ("growth", "caches", "endless", "perplexity", "needle")
 PIECE = 512  # tokens of prefill at once
-WINDOW = 1024  # sinks and window together
 TRAINED = 128  # the context of the two models trained here
 
 
-def settings_of(kind: str, reach: int = WINDOW) -> CacheSettings:
-    return CacheSettings("sliding", 4, reach - 4) if kind == "sliding" else CacheSettings(kind)
+def clock() -> float:
+    """Seconds on the wall, or of the processor where --clock cpu was given."""
+    return time.process_time() if os.environ.get("LONG_CLOCK") == "cpu" else time.perf_counter()
 
 
 def row(*cells: Any) -> None:
@@ -66,8 +81,9 @@ def head(*cells: str) -> None:
 
 
 def growth_config(longest: int) -> GPTConfig:
-    """A small model: 4 layers of 256, two key and value heads of 64, 3.3 M parameters."""
+    """A small model: 4 layers of 256, two key and value heads of 64."""
     sizes: dict[str, Any] = {"dim": 256, "n_heads": 4, "n_kv_heads": 2, "n_layers": 4}
+    sizes |= PARTS_OF_PEER
     return preset("modern-micro", vocab_size=1024, max_seq_len=longest + 64, **sizes)
 
 
@@ -91,22 +107,25 @@ def grow(kind: str, length: int) -> dict[str, float]:
     model = GPT(growth_config(length)).eval()
     ids = torch.randint(1024, (1, length))
     with torch.inference_mode():
-        model(ids[:, :64])  # warm
+        opened = None if kind == "none" else opener(kind, model)
+        warm = model if opened is None else opened(80)
+        for piece in (ids[:, :64], ids[:, :1]):  # compiles, imports and allocates
+            warm(piece)
         forget_peak()
         before = min(resident(), resident("VmHWM"))  # the kernel counts the two apart
-        began = time.perf_counter()
-        if kind == "none":  # the whole text at once: what pieces save
+        began = clock()
+        if opened is None:  # the whole text at once: what pieces save
             model(ids, last_only=True)
-            return {"prefill": time.perf_counter() - began, "peak": resident("VmHWM") - before}
-        cache = model.make_cache(1, capacity=length + 64, kind=settings_of(kind))
+            return {"prefill": clock() - began, "peak": resident("VmHWM") - before}
+        read = opened(length + 64)
         for piece in ids.split(PIECE, dim=1):
-            model(piece, cache=cache, last_only=True)
-        prefill = time.perf_counter() - began
+            read(piece)
+        prefill = clock() - began
         steps = []
         for _ in range(24):
-            began = time.perf_counter()
-            model(ids[:, :1], cache=cache, last_only=True)
-            steps.append(time.perf_counter() - began)
+            began = clock()
+            read(ids[:, :1])
+            steps.append(clock() - began)
     return {"prefill": prefill, "decode": median(steps), "peak": resident("VmHWM") - before}
 
 
@@ -119,9 +138,9 @@ def ceilings() -> tuple[float, float]:
         work()
         seconds = []
         for _ in range(5):
-            began = time.perf_counter()
+            began = clock()
             work()
-            seconds.append(time.perf_counter() - began)
+            seconds.append(clock() - began)
         rates.append(amount / min(seconds))
     return rates[0], rates[1]
 
@@ -138,6 +157,9 @@ def theory(config: GPTConfig, kind: str, length: int, rates: tuple[float, float]
 
 
 def growth(longest: int, kinds: list[str]) -> None:
+    if PEER in kinds and not has_peer():
+        print(f"{PEER} is not installed here: left out")
+        kinds = [kind for kind in kinds if kind != PEER]
     config, rates = growth_config(longest), ceilings()
     n_parameters = count_parameters(config).total
     print(f"\n{n_parameters / 1e6:.1f} M parameters, {torch.get_num_threads()} threads; ", end="")
@@ -165,19 +187,22 @@ def caches(length: int, config: GPTConfig) -> None:
     torch.manual_seed(0)
     model = GPT(config).eval()
     ids = torch.randint(config.vocab_size, (1, length))
-    kinds = ("static", "growing", "int8", "sliding")
-    opened, seconds, logits = {}, {kind: [] for kind in kinds}, {}
+    kinds: list[str] = ["static", "growing", "int8", "sliding", "kernels", PEER]
+    kinds = [kind for kind in kinds if kind != PEER or has_peer()]
+    opened: dict[str, Reader] = {}
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    logits: dict[str, torch.Tensor] = {}
     with torch.inference_mode():
         exact = model(ids, last_only=True).logits
         for kind in kinds:
-            opened[kind] = model.make_cache(1, kind=settings_of(kind, length // 2))
+            opened[kind] = opener(kind, model, length // 2)(config.max_seq_len)
             for piece in ids[:, :-1].split(PIECE, dim=1):
-                model(piece, cache=opened[kind], last_only=True)
+                opened[kind](piece)
         for _ in range(12):
             for kind in kinds:
-                began = time.perf_counter()
-                found = model(ids[:, -1:], cache=opened[kind], last_only=True).logits
-                seconds[kind].append(time.perf_counter() - began)
+                began = clock()
+                found = opened[kind](ids[:, -1:])
+                seconds[kind].append(clock() - began)
                 logits.setdefault(kind, found)
     print(f"\n{count_parameters(config).total / 1e6:.0f} M parameters at {length} tokens, fp32\n")
     head("cache", "bytes/token", "MB at this length", "tokens/s", "largest change of a logit / σ")
@@ -200,11 +225,11 @@ def endless(n_tokens: int) -> None:
     params = SamplingParams(max_new_tokens=n_tokens, seed=0, logit_bias=never_end)
     print(f"\nthe cache: {cache_memory(model.config, n_tokens, 'sliding') / 1024:.0f} KiB\n")
     head("tokens written", "tokens/s since the last line", "memory of the process, MB")
-    written, began, start = 0, time.perf_counter(), 0
+    written, began, start = 0, clock(), 0
     for piece in TextGenerator(model, tokenizer).stream("a", params, cache="sliding"):
         written += len(piece)
         if written % max(1, n_tokens // 8) == 0:
-            now = time.perf_counter()
+            now = clock()
             rate = (written - start) / (now - began)
             row(f"{written:,}", f"{rate:.0f}", f"{resident() / 1e6:.1f}")
             began, start = now, written
@@ -248,10 +273,10 @@ def perplexity(data: Path, steps: int, n_tokens: int, multiples: tuple[int, ...]
     tokenizer = Tokenizer.characters([text])
     ids = torch.tensor(tokenizer.encode(text))
     split = len(ids) * 9 // 10
-    began = time.perf_counter()
+    began = clock()
     model = train_reader(ids[:split], tokenizer.vocab_size, steps)
     print(f"\n{data.name}, characters, trained on {TRAINED} tokens for {steps} steps in ", end="")
-    print(f"{time.perf_counter() - began:.0f} s; loss of {n_tokens} held-out tokens\n")
+    print(f"{clock() - began:.0f} s; loss of {n_tokens} held-out tokens\n")
     held_out = ids[split : split + n_tokens + 1]
     head("method", *(f"{multiple}×" for multiple in multiples))
     for method in METHODS[:-1]:
@@ -286,9 +311,9 @@ def perplexity(data: Path, steps: int, n_tokens: int, multiples: tuple[int, ...]
 
 def needle(out: Path | None, steps: int, multiples: tuple[float, ...], n_texts: int) -> None:
     task = NeedleTask()
-    began = time.perf_counter()
+    began = clock()
     model = train_retriever(task, TRAINED, steps=steps)
-    print(f"\n{steps} steps in {time.perf_counter() - began:.0f} s; ", end="")
+    print(f"\n{steps} steps in {clock() - began:.0f} s; ", end="")
     depths = (0.0, 0.25, 0.5, 0.75, 1.0)
     lengths = [round(TRAINED * multiple) for multiple in multiples]
     scores = needle_scores(model, task, lengths, depths, n_texts=n_texts)
@@ -317,11 +342,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a text for the part `perplexity`")
     parser.add_argument("--out", type=Path, help="a folder for the pictures")
     parser.add_argument("--longest", type=int, default=32768)
-    kinds = ["none", "static", "int8", "sliding"]
+    kinds = ["none", "static", "int8", "sliding", "kernels", PEER]
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="for growth")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, figures mean nothing")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
     parser.add_argument("--grow", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.clock == "cpu":  # the processes of growth inherit both
+        os.environ |= {"LONG_CLOCK": "cpu", "OMP_NUM_THREADS": "1"}
+        torch.set_num_threads(1)
     if arguments.grow is not None:
         print(json.dumps(grow(arguments.grow, arguments.longest)))
         return
@@ -333,8 +362,9 @@ def main() -> None:
     if "growth" in parts:
         growth(1024 if quick else arguments.longest, arguments.kinds)
     if "caches" in parts:
-        gpt2 = preset("gpt2").replace(position="rope", max_seq_len=2048)
-        caches(*((64, growth_config(64)) if quick else (2000, gpt2)))
+        large: dict[str, Any] = {"dim": 768, "n_heads": 12, "n_layers": 12, "max_seq_len": 2048}
+        large_config = preset("modern-small", **large, **PARTS_OF_PEER)
+        caches(*((64, growth_config(64)) if quick else (2000, large_config)))
     if "endless" in parts:
         endless(80 if quick else 40_000)
     if "perplexity" in parts:

@@ -75,8 +75,8 @@ class QuantizedCache(KVCache):
 
     形状：编码 (B, G, C, d) int8，尺度 (B, G, C, 1) float32；取出 (B, G, S, d)
     类型：dtype 是取出来的类型，与模型相同
-    代价：每步把全部 S 个乘回浮点数，是临时的一份，一层用完就放；短的时候因此慢一些，长到读内存
-          成了瓶颈，少读四分之三反而更快（benchmarks/RESULTS.md）
+    代价：每步把全部 S 个乘回浮点数，是临时的一份，一层用完就放；读的少了四分之三，却又写出、
+          读回一份浮点的，所以省内存、不省时间（benchmarks/RESULTS.md）
     错误：与 StaticCache 相同：超出容量、行数不符、带着梯度 → ValueError，缓存保持原样
     """
 

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,34 @@ def test_theory_counts_the_keys_that_each_token_sees(benchmark):
     assert bytes_each["int8"] == pytest.approx(2000 * 4 * 2 * 2 * 68, rel=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["none", "static", "int8", "sliding"])
+@pytest.mark.parametrize("kind", ["none", "static", "int8", "sliding", "kernels", "transformers"])
 def test_growth_measures_a_run(benchmark, kind):
     found = benchmark.grow(kind, 1100)
     assert found["prefill"] > 0
     assert found["peak"] >= 0
     assert (kind == "none") == ("decode" not in found)
+
+
+@pytest.mark.parametrize("kind", ["static", "growing", "kernels", "transformers"])
+def test_whoever_keeps_all_of_it_scores_as_the_model_does(benchmark, kind):
+    model = benchmark.GPT(benchmark.growth_config(64)).eval()
+    for weight in model.parameters():  # the peer must take every one of them
+        torch.nn.init.normal_(weight, 0.5, 0.2)
+    ids = torch.randint(1024, (1, 40))
+    with torch.inference_mode():
+        expected = model(ids, last_only=True).logits
+        read = benchmark.opener(kind, model)(64)
+        for piece in ids.split([30, 9, 1], dim=1):
+            found = read(piece)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_processors_clock_does_not_count_waiting(benchmark, monkeypatch):
+    for name, waited in (("wall", True), ("cpu", False)):
+        monkeypatch.setenv("LONG_CLOCK", name)
+        began = benchmark.clock()
+        time.sleep(0.2)
+        assert (benchmark.clock() - began > 0.15) == waited
 
 
 def test_streams_are_scored_token_by_token(benchmark, monkeypatch):
@@ -65,7 +88,8 @@ def test_the_tables_and_pictures_of_a_quick_run(benchmark, monkeypatch, tmp_path
         benchmark.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     names = [line.split("|")[1].strip() for line in lines]
-    assert names[:5] == ["cache", "static", "growing", "int8", "sliding"]
+    contenders = ["static", "growing", "int8", "sliding", "kernels", "transformers"]
+    assert names[:7] == ["cache", *contenders]
     assert {"none", "yarn", "sliding, 4 sinks"} <= set(names)
     assert all(len(line.split("|")) > 3 for line in lines)
     for name in ("needle.png", "needle_over_length.png"):
