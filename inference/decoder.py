@@ -27,6 +27,8 @@ $$ C - \lfloor C/2 \rfloor \text{ 个} $$
 
 提示很长时分段预填，每段至多 512 个：注意力的临时内存是「段长 × 已读」，不是「全文 × 全文」。
 
+各行相同的、共同的开头，预填时只读一遍，再抄给每一行，见 shared_prompt.py；结果相同。
+
 只有一行时还可以往前看（投机解码，见 speculative.py）：把猜的几个当作已经写了，一起喂进去，每个
 位置的分数一次得到；猜错的用 rewind 退掉，缓存截短到对的为止。
 
@@ -42,7 +44,8 @@ $$ C - \lfloor C/2 \rfloor \text{ 个} $$
 论文：Pope 等 2022 (arXiv:2211.05102) 预填与解码；
      Xiao 等 2023 StreamingLLM (arXiv:2309.17453) 另一种滑动：留住开头几个词元。
 
-改哪里：滑动时丢多少 → DROPPED；一段预填多少 → PREFILL；加一种缓存 → gpt_model/caches.py。
+改哪里：滑动时丢多少 → DROPPED；一段预填多少 → PREFILL；加一种缓存 → gpt_model/caches.py；
+       共用开头的办法 → shared_prompt.py。
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ from torch import Tensor
 
 from foundation.demonstration import run_demo
 from gpt_model.caches import CacheSettings
+from inference.shared_prompt import SharedPrompt, share, spread
 
 if TYPE_CHECKING:
     from gpt_model.model import GPT
@@ -87,6 +91,7 @@ class Decoder:
         sliding: bool = False,
         vocab_size: int | None = None,
         forbidden: Tensor | None = None,
+        sharing: bool = True,
     ) -> None:
         self.model = model
         # 模型的词表常比分词器的大一截（凑成 64 的倍数，算得快）：多出来的没有对应的文字
@@ -95,6 +100,8 @@ class Decoder:
         self.context = model.config.max_seq_len  # C
         self.settings = CacheSettings.of(cache).resolved(model.config)
         self.sliding = sliding
+        # 假：每行各读各的，用来核对。没有缓存就没有可抄的；滑动的缓存自己定位置，挪不动
+        self.sharing = sharing and self.settings.kind != "none" and not self.settings.is_endless
         self.windows = [list(prompt[-self.context :] if sliding else prompt) for prompt in prompts]
         self.to_write = max_new_tokens  # 还要写几步：缓存不必开得比这更长
         self.n_reads = 0  # 从头读过几遍，演示与测试要看
@@ -137,34 +144,59 @@ class Decoder:
         """预填：左填充成方的，一段一段算完；用缓存的话顺便存下 K、V。"""
         self.n_reads += 1
         self.pending = 0
-        model, lengths = self.model, [len(window) for window in self.windows]
-        longest = max(lengths)
-        # ① 左填充；填什么编号都行，反正谁也看不见
-        padded = [[0] * (longest - len(window)) + window for window in self.windows]
-        ids = torch.tensor(padded, device=model.device)  # (B, T)
-        # ② 缓存开多长：写完就够；掩码一次开好，以后每步只是切得长一点
+        model, device = self.model, self.model.device
+        # ① 真正要读的：重复的只留一条，D ≤ B 行；共同的开头先用一行读
+        found = SharedPrompt(self.windows, list(range(len(self.windows))), 0)
+        if self.sharing:
+            found = share(self.windows)
+        longest = max(map(len, found.rows))
+        padding = [longest - len(row) for row in found.rows]
+        # ② 左填充；填什么编号都行，反正谁也看不见
+        padded = [[0] * n + row for n, row in zip(padding, found.rows, strict=True)]
+        ids = torch.tensor(padded, device=device)  # (D, T)
+        # ③ 缓存开多长：写完就够；掩码一次开好，以后每步只是切得长一点
         self.capacity = capacity = min(self.context, longest + max(self.to_write, 0))
         if self.settings.is_endless:
             capacity = longest  # 掩码只管提示；缓存多大由它自己定
-        if min(lengths) < longest:
-            # 第 b 行开头有 longest − n_b 个填充；以后接上的列都是真的
-            columns = torch.arange(capacity, device=model.device)  # (容量,)
-            padding = longest - torch.tensor(lengths, device=model.device)  # (B,)
-            self.real = columns >= padding[:, None]  # (B, 容量)
-        else:
-            self.real = None  # 一样长：不需要掩码，注意力走最快的路
-        # ③ 没有缓存就只能一次算完；有缓存，后一段接在前一段的缓存上
-        size = longest
         if self.settings.kind != "none":
-            self.cache = model.make_cache(len(padded), capacity=capacity, kind=self.settings)
-            size = PREFILL
-        for end in range(size, longest + size, size):
-            mask = None if self.real is None else self.real[:, : min(end, longest)]  # (B, S)
-            piece = ids[:, end - size : end]
-            output = model(piece, attention_mask=mask, cache=self.cache, last_only=True)
+            n_rows = 1 if found.length else len(padded)
+            # 先按要读的行数开；抄成几行、复制成几行时，缓存自己换一块大的
+            self.cache = model.make_cache(n_rows, capacity=capacity, kind=self.settings)
+        self.real = None  # 一样长：不需要掩码，注意力走最快的路
+        #    共同的开头：一行，没有填充；读完抄成 D 行，
+        #    短的往右挪，与左填充的窗口对齐：挪完就与逐行读到这里的一样
+        if self.cache is not None and found.length:
+            self._feed(torch.tensor([found.rows[0][: found.length]], device=device))
+            spread(self.cache, padding)
+        if any(padding):
+            # 第 b 行开头有 longest − n_b 个填充；以后接上的列都是真的
+            columns = torch.arange(capacity, device=device)  # (容量,)
+            self.real = columns >= torch.tensor(padding, device=device)[:, None]  # (D, 容量)
+        #    其余的各读各的：从共同的开头之后那一列起
+        logits = self._feed(ids, found.length)  # (D, 1, V)
         # ④ 滑动的缓存已记下填充，旧的编号也用不着了：从不从头再读
         if self.settings.is_endless:
             self.real = None
+        #    一样的几行读了一遍，现在分开：从此各写各的。
+        #    分数也一样，所以连第一步的打分都只算一次
+        if len(padded) < len(self.windows):
+            self._reorder(found.which)
+            logits = logits[found.which]  # (B, 1, V)
+        return logits
+
+    def _feed(self, ids: Tensor, begin: int = 0) -> Tensor:
+        """从第 begin 列读到末列，后一段接在前一段的缓存上；没有缓存就只能一次算完。
+
+        形状：ids (D, T) → (D, 1, V)，末列的分数；掩码要连已缓存的一起说明，长 S = end
+        约定：begin 之前的列已在缓存里；begin < T，总有要读的
+        """
+        n = ids.shape[1]
+        size = n if self.cache is None else PREFILL
+        for start in range(begin, n, size):
+            end = min(start + size, n)
+            mask = None if self.real is None else self.real[:, :end]  # (D, S)
+            piece = ids[:, start:end]
+            output = self.model(piece, attention_mask=mask, cache=self.cache, last_only=True)
         return output.logits  # type: ignore[no-any-return]
 
     def _read_new(self, cache: ModelCache, ahead: Sequence[int]) -> Tensor:
@@ -243,9 +275,14 @@ class Decoder:
             return  # 没有变化，省去抄一遍缓存
         self.windows = [list(self.windows[row]) for row in rows]
         if self.cache is not None:
-            index = torch.tensor(rows, device=self.model.device)
-            self.cache.reorder(index)
-            self.real = None if self.real is None else self.real[index]
+            self._reorder(rows)
+
+    def _reorder(self, rows: Sequence[int]) -> None:
+        """缓存与掩码的第 i 行变成原来的第 rows[i] 行，行数可增可减；二者必须一起动。"""
+        assert self.cache is not None
+        index = torch.tensor(rows, device=self.model.device)
+        self.cache.reorder(index)
+        self.real = None if self.real is None else self.real[index]
 
 
 def demo() -> None:

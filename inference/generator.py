@@ -45,6 +45,7 @@ $$y_t \sim p(\,\cdot \mid x, y_{<t}), \qquad t = 1, 2, \dots$$
 速度从哪里来：
     缓存        每步只读一个新词元，而不是全文；写得越长，差得越多
     成批        一次搬权重，算 B 行；见 session.py 的演示
+    共用开头    一批里相同的提示、共同的开头只读一遍，见 shared_prompt.py
     准备        TextGenerator(prepare_for_inference(model), …)：CPU 上快几倍，见 prepared.py
     先猜后批改  一次前向定下好几个词元，见 speculative.py
     这里没有的  连续成批（新的提示中途加入）；接口不挡着它

@@ -16,7 +16,8 @@ r"""一次请求要带哪些东西？——模型、分词器、参数、两个�
 $$B = P \cdot n, \qquad \text{第 } b \text{ 行}
   = \text{提示 } \lfloor b / n \rfloor \text{ 的第 } (b \bmod n) \text{ 份}$$
 
-同一条提示的几份各占一行，提示各读一遍：多算一点，换来各行互不相干，写完一行退出一行。
+同一条提示的几份各占一行，提示只读一遍，读完复制成几行（shared_prompt.py）：从此各行互不相干，
+写完一行退出一行。
 
 有的组合没有意义，也在这里拦下：停止串会截断合格的文本；束搜索没有「一份文本」可猜；
 滑动的缓存忘掉的东西，猜错了也退不回去。
@@ -39,7 +40,7 @@ $$B = P \cdot n, \qquad \text{第 } b \text{ 行}
 规则的名单由分词器与规则一起决定，各行共用；走到哪个状态，则记在各行自己那里（Continuation）。
 
 改哪里：多一个开关 → 在这里加字段，new_decoder 或 new_row 里用上；
-       共用同一条提示的预填 → begin：先读一遍，再用缓存的 reorder 复制成几行。
+       几条提示怎样共用开头 → shared_prompt.py，Decoder 预填时自己会用。
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ $$\text{不存：}\; \sum_{t=1}^{n} t = \frac{n(n+1)}{2} \text{ 次投影} \qqua
      Pope 等 2022《Efficiently Scaling Transformer Inference》(arXiv:2211.05102)
 
 改哪里：
-  · 想换一种存法（例如分页）——继承 KVCache，实现 append、reorder、truncate，
+  · 想换一种存法（例如分页）——继承 KVCache，实现 append、rewrite、truncate，
     再到 gpt_model/caches.py 的表里登记名字。
   · 想看最简的版本——GrowingCache；真正用来跑的——StaticCache。
 """
@@ -35,7 +35,7 @@ $$\text{不存：}\; \sum_{t=1}^{n} t = \frac{n(n+1)}{2} \text{ 次投影} \qqua
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,12 +67,19 @@ class KVCache(ABC):
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """接上 T 个新位置，返回全部的键和值：(B, G, T, d) → (B, G, S, d)。"""
 
-    @abstractmethod
+    def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
+        """存着的每个张量 (B, G, S, ·) 都换成 change 过的：可以增减行、挪列，长度 S 不变。
+
+        重排、抄给几行（inference/shared_prompt.py）都只是不同的 change；缓存不必知道是哪一种
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot rewrite what it stores")
+
     def reorder(self, row_indices: Tensor) -> None:
-        """让第 i 行变成原来的第 row_indices[i] 行。
+        """让第 i 行变成原来的第 row_indices[i] 行；行数可以变。
 
         束搜索（beam search）每步都有候选被淘汰、被复制，它们的前文要跟着走
         """
+        self.rewrite(lambda stored: stored.index_select(0, row_indices))
 
     @abstractmethod
     def truncate(self, length: int) -> None:
@@ -126,11 +133,10 @@ class GrowingCache(KVCache):
         self.length = key.shape[2]
         return key, value
 
-    def reorder(self, row_indices: Tensor) -> None:
-        """按行号重排；行数可以变，所以一条提示可以展开成多条候选。"""
+    def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
+        """换成新的张量；还没有形状的，没有什么可换。"""
         if self._keys is not None and self._values is not None:
-            self._keys = self._keys.index_select(0, row_indices)
-            self._values = self._values.index_select(0, row_indices)
+            self._keys, self._values = change(self._keys), change(self._values)
 
     def truncate(self, length: int) -> None:
         """切掉尾部；切到零就回到「没有形状」的空缓存，下一句的批大小可以不同。"""
@@ -206,12 +212,13 @@ class StaticCache(KVCache):
             " a GrowingCache"
         )
 
-    def reorder(self, row_indices: Tensor) -> None:
-        """按行号重排已写的部分；行数变了，就换一块同容量的缓冲区。"""
+    def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
+        """只改已写的部分；行数变了，就换一块同容量的缓冲区。"""
+        # change 给的是新的张量，不是视图：
         # 先取出来再写回去：行与行互相交换时，就地写会读到已被盖掉的数
         used = slice(0, self.length)
-        keys = self._keys[:, :, used].index_select(0, row_indices)  # (B', G, S, d)
-        values = self._values[:, :, used].index_select(0, row_indices)  # (B', G, S, d)
+        keys = change(self._keys[:, :, used])  # (B', G, S, d)
+        values = change(self._values[:, :, used])  # (B', G, S, d)
         if len(keys) != self.batch_size:
             self.batch_size = len(keys)
             shape = (self.batch_size, *self._keys.shape[1:])
@@ -301,8 +308,15 @@ class ModelCache:
     def __getitem__(self, index: int) -> KVCache:
         return self.layers[index]
 
+    def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
+        """每一层都照样改；记着的编号 (B, S) 也是，看成 (B, 1, S, 1)。"""
+        for layer in self.layers:
+            layer.rewrite(change)
+        if self._ids is not None:
+            self._ids = change(self._ids[:, None, : self.length, None])[:, 0, :, 0]
+
     def reorder(self, row_indices: Tensor) -> None:
-        """每一层都按同样的行号重排。"""
+        """每一层都按同样的行号重排；滑动的也会，所以不走 rewrite。"""
         for layer in self.layers:
             layer.reorder(row_indices)
         if self._ids is not None and self.length:

@@ -39,6 +39,8 @@ $$|q\cdot k - q\cdot \hat k| / \sqrt d \le \|q\|_1 \, s / (2\sqrt d)$$
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -114,10 +116,10 @@ class QuantizedCache(KVCache):
             from_codes(values, value_scales, self.dtype),  # (B, G, S, d)
         )
 
-    def reorder(self, row_indices: Tensor) -> None:
-        """编码与尺度一起重排。"""
-        self._codes.reorder(row_indices)
-        self._scales.reorder(row_indices)
+    def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
+        """编码与尺度一起改：不取出来，所以不会再舍入一次。"""
+        self._codes.rewrite(change)
+        self._scales.rewrite(change)
 
     def truncate(self, length: int) -> None:
         """编码与尺度一起截断。"""
