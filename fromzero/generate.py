@@ -167,7 +167,10 @@ def open_speculation(options: Options) -> Speculation | None:
         return None
     if options.draft == "lookup":
         return Speculation(PromptLookup(), most)
-    draft, _ = open_generator(Path(options.draft), options.device, options.dtype, fast=options.fast)
+    path = Path(options.draft)
+    if not options.draft.strip() or (options.draft.lower() == "lookup" and not path.exists()):
+        raise ValueError(f"--draft must be a model's directory, or lookup, got {options.draft!r}")
+    draft, _ = open_generator(path, options.device, options.dtype, fast=options.fast)
     return Speculation(DraftModel(draft.model, draft.tokenizer), most)
 
 

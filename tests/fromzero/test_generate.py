@@ -393,6 +393,8 @@ def test_a_draft_that_does_not_fit_is_one_line(generate, tmp_path):
     for options, message in (
         (("--draft", tmp_path / "other"), "the draft model's tokenizer differs"),
         (("--draft", tmp_path / "absent"), "absent"),
+        (("--draft", ""), "--draft must be a model's directory, or lookup, got ''"),
+        (("--draft", "Lookup"), "or lookup, got 'Lookup'"),
         (("--draft", "lookup", "--draft-tokens", 0), "draft_tokens must be an integer >= 1"),
         (("--draft", "lookup", "--num-beams", 2), "num_beams must be 1"),
         (("--draft", "lookup", "--cache", "none"), "must be static, growing or int8, got 'none'"),
