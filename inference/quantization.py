@@ -110,6 +110,12 @@ def quantize(
     if not chosen:
         # 什么也没换却说成功，不如说清楚
         raise ValueError("the model has no Linear layer to quantize")
+    # 组比最宽的一行还宽，每行都要补零到一组，文件反而变大；缺省的 64 对极窄的模型放行
+    widest = max(linear.weight.shape[1] for linear in chosen.values())
+    if group_size is not None and group_size > max(64, widest):
+        raise ValueError(
+            f"group_size must be at most the widest row, {widest} weights, got {group_size}"
+        )
     # ② 全部算好再换：半路出错，模型也还是原样；词表另有自己的位数
     made = {} if table_form is None else quantized_tables(model, table_form)
     for name, linear in chosen.items():
