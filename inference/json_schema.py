@@ -15,11 +15,13 @@ $$L(\text{机器}) \subseteq \{\, x : \text{schema 认可 } x \,\}$$
     object    properties（按列出的次序写）、required、additionalProperties（从来不写额外的）
     array     items、minItems、maxItems
     string    minLength、maxLength、pattern（其中有一段匹配就行；想要整段，写 ^…$）
-    number  integer  boolean  null
+    number    minimum、maximum、exclusiveMinimum、exclusiveMaximum（见 number_bounds.py）
+    integer   同上
+    boolean   null
     任何地方  enum、const、anyOf、$ref（指向本文件之内，不许绕回自己）
     略过的    title、description、default、examples 一类的说明
 
-其余的一律报错，写明在哪里、叫什么。悄悄不理会 minimum，写出来的就可能不合格，而用户以为有保证；
+其余的一律报错，写明在哪里、叫什么。悄悄不理会 multipleOf，写出来的就可能不合格，而用户以为有保证；
 拒绝一份 schema，好过答应了又做不到。
 
 一份 schema 怎样读成树：从外到内，每一层只看自己认得的关键字，里面的交给自己再读一遍，
@@ -36,7 +38,8 @@ $$L(\text{机器}) \subseteq \{\, x : \text{schema 认可 } x \,\}$$
 
     打标签    {"enum": ["正面", "负面", "中性"]}
     抽信息    {"type": "object", "properties": {"人名": {"type": "string", "maxLength": 20},
-               "年份": {"type": ["integer", "null"]}}, "required": ["人名", "年份"]}
+               "年份": {"type": ["integer", "null"], "maximum": 2100}},
+               "required": ["人名", "年份"]}
     几条要点  {"type": "array", "items": {"type": "string", "maxLength": 60},
                "minItems": 1, "maxItems": 5}
 
@@ -45,7 +48,7 @@ $$L(\text{机器}) \subseteq \{\, x : \text{schema 认可 } x \,\}$$
 
 常见疑问：
     oneOf 为什么不认？    它要「恰好一个」合格，等于求几台机器的对称差；多半的人想要的是 anyOf
-    pydantic 的呢？       它生成的多半就是这些关键字；有 ge、le、format 的，先去掉
+    pydantic 的呢？       它生成的多半就是这些关键字；有 format、multiple_of 的，先去掉
     属性想换个次序？      把 properties 里的次序换了就是；模型先写的，后写的就看得见
     为什么不许 {}？       「任何值」可以无限嵌套，有限自动机认不全；把想要的结构写出来
 
@@ -78,6 +81,7 @@ from inference.json_text import (
     string_of,
     write_characters,
 )
+from inference.number_bounds import LIMITS, number_of
 from inference.regex_syntax import parse_regex
 
 __all__ = ["parse_schema"]
@@ -92,7 +96,7 @@ ALLOWED: dict[str, set[str]] = {
     "object": {"properties", "required", "additionalProperties"},
     "array": {"items", "minItems", "maxItems"},
     "string": {"minLength", "maxLength", "pattern"},
-    **{"number": set(), "integer": set(), "boolean": set(), "null": set()},
+    **{"number": set(LIMITS), "integer": set(LIMITS), "boolean": set(), "null": set()},
 }
 # 每一层要占 Python 的十几层调用
 DEEPEST = 30  # 嵌套多少层
@@ -181,7 +185,7 @@ class Reader:
     # ── 逐种类型 ────────────────────────────────────────────────────────
 
     def typed(self, kind: str, rules: Any, where: str, inside: tuple[str, ...]) -> Node:
-        """七种类型；有内部结构的三种各有一段，其余四种的样子是固定的。"""
+        """七种类型；有内部结构的三种各有一段，数只有上下限，其余两种的样子是固定的。"""
         if kind == "object":
             return self.object(rules, where, inside)
         if kind == "array":
@@ -193,6 +197,8 @@ class Reader:
             return array_of(item, *self.bounds(rules, "minItems", "maxItems", where))
         if kind == "string":
             return self.string(rules, where)
+        if kind in ("integer", "number"):
+            return self.written(lambda: number_of(kind, rules), where)
         return SCALARS[kind]
 
     def object(self, rules: Mapping[str, Any], where: str, inside: tuple[str, ...]) -> Node:
@@ -276,8 +282,8 @@ class Reader:
         return self.written(lambda: Either(tuple(map(as_written, values))), where)
 
     def written(self, make: Callable[[], Node], where: str) -> Node:
-        """照抄的值写不成 JSON 时，补上它在哪里。"""
-        # 库的错误只说值，不说位置
+        """写不成 JSON 的值、写不出数的上下限，补上它在哪里。"""
+        # 它们的错误只说值，不说位置
         try:
             return make()
         except ValueError as error:
@@ -322,7 +328,7 @@ DEMO_SCHEMA = {
     "properties": {
         "诗人": {"type": "string", "minLength": 2, "maxLength": 4},
         "朝代": {"enum": ["唐", "宋"]},
-        "首数": {"type": ["integer", "null"]},
+        "首数": {"type": ["integer", "null"], "minimum": 1, "maximum": 900},
         "佳句": {"type": "array", "items": {"type": "string"}, "maxItems": 2},
     },
     "required": ["诗人", "朝代"],
@@ -340,6 +346,7 @@ def demo() -> None:
         ('{"诗人":"李白","朝代":"唐","佳句":["\\"床前\\"", "举头"]}', True),
         ('{"朝代": "唐", "诗人": "李白"}', False),  # 次序
         ('{"诗人": "李白", "朝代": "元"}', False),  # 不在 enum 里
+        ('{"诗人": "李白", "朝代": "唐", "首数": 0}', False),  # 比 minimum 小
         ('{"诗人": "李白", "朝代": "唐", }', False),  # 多余的逗号
     ):
         print(f"   {'✓' if machine.matches(text.encode()) else '✗'} {text}")
@@ -349,7 +356,7 @@ def demo() -> None:
     print("3. 不认得的：")
     # 每一种都可能是用户真想要的，所以错误说清差在哪里
     for schema in (
-        {"type": "integer", "minimum": 0},
+        {"type": "integer", "multipleOf": 5},
         {"$defs": {"树": {"type": "array", "items": {"$ref": "#/$defs/树"}}}, "$ref": "#/$defs/树"},
         {"type": "object"},
     ):

@@ -28,11 +28,12 @@ $$\text{对象} = \{\ p_i\ (, p_{i+1})^{?}\ (, p_{i+2})^{?} \cdots\ \}
 常见疑问：
     为什么不把空白全禁了？  模型学过的 JSON 多半有空格；一个也不许，每一步都在逼它写少见的切法
     为什么不许缩进换行？    缩进的深浅要记住层数，状态会成倍地多；读的程序也不在乎
+    数有上下限呢？          一位一位地比，见 number_bounds.py
     大数怎么办？            写成字符串：{"type": "string", "pattern": "^[0-9]+$"}
 
 规范：RFC 8259。
 
-改哪里：空格的多少 → GAP；数的位数 → INTEGER、NUMBER；转义 → ESCAPES。
+改哪里：空格的多少 → GAP；数的位数 → DIGITS；转义 → ESCAPES。
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from inference.character_sets import ANY, Ranges, characters, difference, single
 from inference.regex_syntax import parse_regex
 
 __all__ = [
+    "DIGITS",
     "SCALARS",
     "array_of",
     "as_written",
@@ -58,8 +60,10 @@ __all__ = [
 
 GAP = Repeat(literal(" "), 0, 1)  # 至多一个空格
 COMMA, COLON = Chain((literal(","), GAP)), Chain((literal(":"), GAP))
-INTEGER = parse_regex(r"-?(?:0|[1-9]\d{0,14})")
-NUMBER = parse_regex(r"-?(?:0|[1-9]\d{0,14})(?:\.\d{1,15})?(?:[eE][+-]?\d{1,2})?")
+DIGITS = 15
+WHOLE = rf"-?(?:0|[1-9]\d{{0,{DIGITS - 1}}})"
+INTEGER = parse_regex(WHOLE)
+NUMBER = parse_regex(rf"{WHOLE}(?:\.\d{{1,{DIGITS}}})?(?:[eE][+-]?\d{{1,2}})?")
 # 没有内部结构的几种类型
 SCALARS: dict[str, Node] = {
     "integer": INTEGER,

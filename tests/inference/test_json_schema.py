@@ -1,6 +1,7 @@
 """JSON that a random model writes validates with `jsonschema`; what we cannot keep is refused."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -46,6 +47,9 @@ leaves = st.one_of(
     st.sampled_from(["integer", "number", "boolean", "null"]).map(lambda kind: {"type": kind}),
     st.lists(values, min_size=1, max_size=3).map(lambda listed: {"enum": listed}),
     values.map(lambda value: {"const": value}),
+    st.tuples(
+        st.sampled_from(["integer", "number"]), st.integers(-150, 150), st.integers(0, 300)
+    ).map(lambda t: {"type": t[0], "minimum": t[1], "exclusiveMaximum": t[1] + t[2] + 0.5}),
     st.just({"type": ["string", "null"], "maxLength": 2}),
 )
 
@@ -103,6 +107,10 @@ def valid(schema):
     if "enum" in schema or "const" in schema:
         return st.sampled_from(schema.get("enum") or [schema["const"]])
     kind = schema["type"]
+    if "minimum" in schema:
+        low, high = schema["minimum"], schema["exclusiveMaximum"]
+        whole = st.integers(low, int(high - 0.5))
+        return whole if kind == "integer" else st.one_of(whole, whole.map(lambda n: n + 0.25))
     if kind == "object":
         required, found = schema["required"], {}
         for name, inner in schema["properties"].items():
@@ -174,9 +182,14 @@ DEEP = {"type": "null"}
 for _ in range(40):
     DEEP = {"type": "array", "items": DEEP}
 REFUSED = [
-    ({"type": "integer", "minimum": 0}, "'minimum' is not supported beside type integer"),
-    ({"type": "string", "format": "date"}, "'format' is not supported"),
-    ({"oneOf": [{"type": "null"}]}, "'oneOf' is not supported"),
+    ({"type": "string", "minimum": 0}, "'minimum' is not supported beside type string"),
+    ({"enum": [1, 5], "minimum": 3}, "'minimum' is not supported beside enum or const"),
+    ({"type": "integer", "minimum": 3, "maximum": 2}, "at most 15 digits has minimum 3 and max"),
+    ({"type": "number", "minimum": "3"}, "minimum must be a finite number, got '3'"),
+    (
+        {"type": "object", "properties": {"n": {"type": "integer", "exclusiveMinimum": True}}},
+        "json schema, #/n: exclusiveMinimum must be a finite number, got True",
+    ),
     ({"type": "array"}, "needs items"),
     ({"type": "object"}, "needs properties"),
     ({"type": "object", "properties": {"a": {"type": "null"}}, "required": ["b"]}, "names 'b'"),
@@ -211,3 +224,41 @@ def test_what_is_not_supported_is_named_with_its_place(schema, message):
     with pytest.raises(ValueError, match="json schema, #") as caught:
         parse_schema(schema)
     assert message in str(caught.value)
+
+
+# every assertion of the 2020-12 vocabularies that we do not keep, and older ones people still write
+NOT_KEPT = {
+    "integer": {"multipleOf": 5, "format": "int32", "not": {"const": 3}, "divisibleBy": 2},
+    "number": {"multipleOf": 0.5, "format": "float", "allOf": [{"minimum": 1}]},
+    "string": {
+        **{"format": "date", "contentEncoding": "base64", "contentMediaType": "text/html"},
+        **{"contentSchema": {"type": "null"}, "nullable": True},
+    },
+    "array": {
+        **{"uniqueItems": True, "contains": {"type": "null"}, "minContains": 1, "maxContains": 2},
+        **{"prefixItems": [{"type": "null"}], "unevaluatedItems": False, "additionalItems": False},
+    },
+    "object": {
+        **{"patternProperties": {"^a": {}}, "propertyNames": {"maxLength": 3}, "minProperties": 1},
+        **{"maxProperties": 2, "dependentRequired": {"a": ["b"]}, "dependentSchemas": {"a": {}}},
+        **{"dependencies": {"a": ["b"]}, "unevaluatedProperties": False, "if": {}, "then": {}},
+        **{"else": {}, "oneOf": [{"required": ["a"]}], "$dynamicRef": "#a"},
+    },
+}
+BASES = {
+    **{kind: {"type": kind} for kind in ("integer", "number", "string")},
+    "array": {"type": "array", "items": {"type": "null"}},
+    "object": {"type": "object", "properties": {"a": {"type": "null"}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "keyword"), [(kind, name) for kind, rules in NOT_KEPT.items() for name in rules]
+)
+def test_a_keyword_we_do_not_keep_is_refused_where_it_stands(kind, keyword):
+    inner = {**BASES[kind], keyword: NOT_KEPT[kind][keyword]}
+    schema = {"type": "object", "properties": {"x": {"type": "array", "items": inner}}}
+    message = f"json schema, #/x/items: {keyword!r} is not supported beside type {kind}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_schema(schema)
+    parse_schema({**schema, "properties": {"x": {"type": "array", "items": BASES[kind]}}})
