@@ -168,8 +168,8 @@ def compensate_errors(work: Work) -> None:
             first += len(weight)
 
 
-def protect_loud_channels(work: Work) -> None:
-    """awq：先量完各站，放大、折好，再取整。
+def fold_loud_channels(work: Work) -> dict[str, InputStatistics]:
+    """放大、折好，还没有取整；返回折好之后各层看到的输入：层 → 统计。
 
     折过的站，统计也跟着除：H / (s sᵀ)、a / s
     约定：一处的几层只要有一层不换，这一处就不放大
@@ -193,8 +193,13 @@ def protect_loud_channels(work: Work) -> None:
         for name, module in fold(work.block, one, scale).items():
             work.put(name, module)
         seen |= dict.fromkeys(one.targets, statistics.divided(scale))
-    # ③ 截、取整：
-    #    用的是折过之后的权重与统计
+    return seen
+
+
+def protect_loud_channels(work: Work) -> None:
+    """awq：先量完各站，放大、折好，再截、再取整。"""
+    # 截与取整用的是折过之后的权重与统计
+    seen = fold_loud_channels(work)
     for name in work.wanted(list(seen)):
         stored = clipped(work.linear(name).weight, seen[name], work.form)
         work.round(name, stored, seen[name], "awq")
