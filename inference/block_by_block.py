@@ -197,8 +197,12 @@ def fold_loud_channels(work: Work) -> dict[str, InputStatistics]:
 
 
 def protect_loud_channels(work: Work) -> None:
-    """awq：先量完各站，放大、折好，再截、再取整。"""
-    # 截与取整用的是折过之后的权重与统计
+    """awq：先量完各站，放大、折好，再截、再取整。
+
+    分成两半，是为了能换掉后一半：折好之后改用 gptq 取整，就是两种办法合起来
+    """
+    # 截与取整用的是折过之后的权重与统计：
+    # 折之前的，已经不是这个模型了
     seen = fold_loud_channels(work)
     for name in work.wanted(list(seen)):
         stored = clipped(work.linear(name).weight, seen[name], work.form)
