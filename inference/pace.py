@@ -61,6 +61,7 @@ class Pace:
         self._hits, self._misses = 1.0, 1.0
         self._since_plain = 0  # 连猜了几次
         self.seconds = 0.0  # 一共写了多久
+        self.n_plain, self.plain_total = 0, 0.0  # 其中不猜的：几步，几秒；报告用
         self.lost = 0.0  # 其中猜错白花的；赚的不抵
 
     @property
@@ -70,8 +71,11 @@ class Pace:
 
     @property
     def plain_seconds(self) -> float | None:
-        """不猜时一步几秒；还没量过就是 None。"""
-        return median(self._plain) if self._plain else None
+        """不猜时一步几秒，全部不猜的步的平均；还没量过就是 None。
+
+        报告快几倍时，总时间里有机器忙的时候；拿最近几步的中位数去比，忙闲一变就成了笑话
+        """
+        return self.plain_total / self.n_plain if self.n_plain else None
 
     def expected(self, k: int) -> float:
         """猜 k 个，平均定下几个：E(k)，在 1 与 k + 1 之间。"""
@@ -104,6 +108,7 @@ class Pace:
         self.seconds += seconds
         if not guessed:
             self._plain.append(seconds)
+            self.n_plain, self.plain_total = self.n_plain + 1, self.plain_total + seconds
             self._since_plain = 0
             return
         self._since_plain += 1

@@ -11,7 +11,7 @@ from gpt_model.config import GPTConfig
 from gpt_model.model import GPT
 from inference import session
 from inference.generator import SamplingParams, TextGenerator
-from inference.guessing import DraftModel
+from inference.guessing import DraftModel, PromptLookup
 from inference.pace import Pace
 from inference.speculative import Speculation
 from tokenization.tokenizer import Tokenizer
@@ -105,3 +105,15 @@ def test_a_useless_and_dear_draft_on_a_clock(monkeypatch):
     assert without / clock[0] > 0.9
     assert found.guessed > 0
     assert found.speed_up == pytest.approx(without / clock[0], abs=0.01)
+
+
+def test_the_reported_speed_up_is_not_made_of_stalls():
+    """Slow plain steps at the end, as on a machine that got busy: one guess is no gain."""
+    found = Speculation(PromptLookup())
+    for seconds in [0.01] * 40 + [0.2] * 19:
+        found.after(0, 0, 1, seconds)
+    found.after(1, 1, 2, 0.01)
+    assert found.written == 61
+    # the median of the last nine steps would say 61 * 0.2 / 4.21 = 2.9 times
+    assert found.speed_up == pytest.approx(61 * (4.2 / 59) / 4.21)
+    assert found.speed_up < 1.05
