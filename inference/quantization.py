@@ -112,9 +112,9 @@ def quantize(
         raise ValueError("the model has no Linear layer to quantize")
     # 组比最宽的一行还宽，每行都要补零到满一组，文件反而变大：
     # 一行一组（None）正是那时该写的。
-    # 缺省的 64 对极窄的模型放行，补的零不多
+    # 256 以内对极窄的模型放行，补的零不多
     widest = max(linear.weight.shape[1] for linear in chosen.values())
-    if group_size is not None and group_size > max(64, widest):
+    if group_size is not None and group_size > max(256, widest):
         # 两个数都写上：一看就知道该给多少
         raise ValueError(
             f"group_size must be at most the widest row, {widest} weights, got {group_size}"
