@@ -59,12 +59,6 @@ LOOKING = ("gptq", "awq", "awq+gptq")
 TABLE = "| bits | a scale for | method | bits a weight | perplexity | loss − fp32 | KL | seconds |"
 
 
-def groups_for(model: GPT) -> list[int | None]:
-    """A group wider than every row is refused, so a narrow model has fewer of them."""
-    widest = max(model.config.dim, model.config.ffn_size)
-    return [size for size in GROUPS if size is None or size <= max(64, widest)]
-
-
 class Score(NamedTuple):
     """Mean loss and divergence from fp32 in nats a token."""
 
@@ -198,7 +192,7 @@ class Quality:
         draws = range(self.arguments.draws)
         for bits in (8, 4):
             self.per_tensor(bits)
-            for group in groups_for(self.model):
+            for group in GROUPS:
                 self.row(WeightFormat(bits, group), "rtn", [None])
                 for method in LOOKING if bits == 4 else ():
                     self.row(WeightFormat(4, group), method, draws)
@@ -327,7 +321,7 @@ def main() -> None:
         arguments.steps, arguments.draws, arguments.windows, arguments.exam = 3, 2, 4, 4
         arguments.sizes, arguments.rounds = [2], 1
         arguments.train_options += ["--dim", "32", "--n-heads", "2", "--n-kv-heads", "1"]
-        arguments.train_options += ["--ffn-dim", "128", "--n-layers", "1", "--vocab-size", "300"]
+        arguments.train_options += ["--ffn-dim", "48", "--n-layers", "1", "--vocab-size", "300"]
         arguments.train_options += ["--max-seq-len", "32", "--batch-size", "2"]
     with ExitStack() as stack:
         folder = arguments.folder

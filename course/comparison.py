@@ -84,17 +84,16 @@ def tensor_distance(left: Tensor, right: Tensor) -> float:
         return 0.0 if torch.equal(left, right) else math.inf
     left, right = left.to(torch.float64), right.to(torch.float64)
     gap = float((left - right).abs().max())
-    if math.isfinite(gap):  # then every number is: the usual case, and it is asked for very often
-        size = max(float(left.abs().max()), float(right.abs().max()))
-        return gap / size if size else 0.0
-    odd = ~(left.isfinite() & right.isfinite())
-    if not bool(((left == right) | (left.isnan() & right.isnan()))[odd].all()):
-        return math.inf
-    left, right = left[~odd], right[~odd]
-    if not left.numel():
-        return 0.0
+    if not math.isfinite(gap):  # seldom, so that the usual case takes one pass
+        odd = ~(left.isfinite() & right.isfinite())
+        if not bool(((left == right) | (left.isnan() & right.isnan()))[odd].all()):
+            return math.inf
+        left, right = left[~odd], right[~odd]
+        if not left.numel():
+            return 0.0
+        gap = float((left - right).abs().max())
     size = max(float(left.abs().max()), float(right.abs().max()))
-    return float((left - right).abs().max()) / size if size else 0.0
+    return gap / size if size else 0.0
 
 
 def kind_of(tensor: Tensor) -> str:

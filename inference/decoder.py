@@ -146,9 +146,8 @@ class Decoder:
         self.pending = 0
         model, device = self.model, self.model.device
         # ① 真正要读的：重复的只留一条，D ≤ B 行；共同的开头先用一行读
-        found = SharedPrompt(self.windows, list(range(len(self.windows))), 0)
-        if self.sharing:
-            found = share(self.windows)
+        whole = SharedPrompt(self.windows, list(range(len(self.windows))), 0)
+        found = share(self.windows) if self.sharing else whole
         longest = max(map(len, found.rows))
         padding = [longest - len(row) for row in found.rows]
         # ② 左填充；填什么编号都行，反正谁也看不见

@@ -110,14 +110,14 @@ def quantize(
     if not chosen:
         # 什么也没换却说成功，不如说清楚
         raise ValueError("the model has no Linear layer to quantize")
-    # 组比最宽的一行还宽，每行都要补零到满一组，文件反而变大：
-    # 一行一组（None）正是那时该写的。
-    # 256 以内对极窄的模型放行，补的零不多
-    widest = max(linear.weight.shape[1] for linear in chosen.values())
-    if group_size is not None and group_size > max(256, widest):
-        # 两个数都写上：一看就知道该给多少
+    # 组比最宽的一行还宽，每行都要补零到满一组，文件反而变大；那时该写的是一行一组。
+    # 256 以内不管：极窄的模型，补的零不多，常用的大小处处可用
+    most = max(256, *(linear.weight.shape[1] for linear in chosen.values()))
+    if group_size is not None and group_size > most:
+        # 给的、上限、该怎么写，一次说完
         raise ValueError(
-            f"group_size must be at most the widest row, {widest} weights, got {group_size}"
+            f"group_size must be at most {most} here, got {group_size}: no row is as wide "
+            "(None, or --group-size 0, gives each row one scale)"
         )
     # ② 全部算好再换：半路出错，模型也还是原样；词表另有自己的位数
     made = {} if table_form is None else quantized_tables(model, table_form)

@@ -94,7 +94,10 @@ def spread(cache: ModelCache, padding: Sequence[int]) -> None:
 
     形状：每层 (1, G, P, d) → (D, G, P, d)；空出来的列是填充，谁也看不见
     挤出右边的绕回左边，恰好落在填充里：填充的数不要紧，只要不是 NaN
+    错误：滑动的缓存，列在哪里由它自己定 → ValueError
     """
+    if cache.reach is not None:
+        raise ValueError("a sliding cache places its columns itself: its prompts cannot be shared")
 
     def moved(stored: Tensor) -> Tensor:
         # 第 2 维是列；填充比前文还长的，整行都是填充

@@ -16,6 +16,7 @@ import builtins
 import contextlib
 import gc
 import importlib
+import inspect
 import io
 import json
 import os
@@ -210,21 +211,24 @@ def fork_python(popen, arguments, *more):
     words = [os.fspath(word) for word in words[unbuffered:]]
     if first != sys.executable or (words[0].startswith("-") and words[0] not in ("-c", "-m")):
         return START(popen, arguments, *more)
-    cwd, environment = more[4:6]
-    pipes = more[9:15]  # of each of the three: the reader's end, the writer's end
-    new_session = more[20]
+    asked = inspect.signature(START).bind(popen, arguments, *more).arguments
+    environment = asked["env"]
+    # of each of the three: the reader's end, the writer's end
+    pipes = [
+        asked[n] for n in ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+    ]
     sys.stdout.flush()  # what waits here would be written twice
     sys.stderr.flush()
     popen.pid = os.fork()
     if popen.pid == 0:
-        if new_session:
+        if asked["start_new_session"]:
             os.setsid()
         for descriptor, end in enumerate((pipes[0], pipes[3], pipes[5])):
             if end != -1:
                 os.dup2(end, descriptor)
         os.closerange(3, 4096)  # a pipe ends when nobody else has its other end
         open_streams(unbuffered)
-        os.chdir(cwd or ".")
+        os.chdir(asked["cwd"] or ".")
         if environment is not None:
             os.environ.clear()
             os.environ.update(environment)

@@ -67,12 +67,13 @@ class KVCache(ABC):
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """接上 T 个新位置，返回全部的键和值：(B, G, T, d) → (B, G, S, d)。"""
 
+    @abstractmethod
     def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
         """存着的每个张量 (B, G, S, ·) 都换成 change 过的：可以增减行、挪列，长度 S 不变。
 
-        重排、抄给几行（inference/shared_prompt.py）都只是不同的 change；缓存不必知道是哪一种
+        重排、抄给几行（inference/shared_prompt.py）都只是不同的 change；缓存不必知道是哪一种。
+        滑动的缓存自己定列，只许增减行
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot rewrite what it stores")
 
     def reorder(self, row_indices: Tensor) -> None:
         """让第 i 行变成原来的第 row_indices[i] 行；行数可以变。
@@ -312,15 +313,13 @@ class ModelCache:
         """每一层都照样改；记着的编号 (B, S) 也是，看成 (B, 1, S, 1)。"""
         for layer in self.layers:
             layer.rewrite(change)
-        if self._ids is not None:
-            self._ids = change(self._ids[:, None, : self.length, None])[:, 0, :, 0]
+        # 退空了的，编号是上一批的，行数未必相同；下次记时整个换掉
+        if self._ids is not None and self.length:
+            self._ids = change(self._ids[:, None, : self.length - self._first_id, None])[:, 0, :, 0]
 
     def reorder(self, row_indices: Tensor) -> None:
-        """每一层都按同样的行号重排；滑动的也会，所以不走 rewrite。"""
-        for layer in self.layers:
-            layer.reorder(row_indices)
-        if self._ids is not None and self.length:
-            self._ids = self._ids.index_select(0, row_indices)
+        """每一层都按同样的行号重排。"""
+        self.rewrite(lambda stored: stored.index_select(0, row_indices))
 
     def truncate(self, length: int) -> None:
         """每一层都截到同样的长度。"""

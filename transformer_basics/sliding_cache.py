@@ -52,6 +52,7 @@ $$[\,q' \mid q\,] \cdot [\,k_{\text{汇}} \mid 0\,] = q' \cdot k_{\text{汇}}, \
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -294,14 +295,14 @@ class SlidingCache(KVCache):
         recent = recent | ((place < 0) & (distance == 0))  # 填充看自己，免得一行全空
         return torch.cat((sinks, recent), dim=-1)[:, None]
 
-    def reorder(self, row_indices: Tensor) -> None:
-        """缓冲区、汇与填充一起重排；行数可以变。"""
+    def rewrite(self, change: Callable[[Tensor], Tensor]) -> None:
+        """缓冲区、汇与填充一起改；行数可以变，列不行：格号与列号不是一回事。"""
         # 束搜索的复制、写完的行退出，都走这里
         for name in ("_keys", "_values", "_sink_keys", "_sink_values"):
-            setattr(self, name, getattr(self, name).index_select(0, row_indices))
-        if self._padding is not None:
-            self._padding = self._padding.index_select(0, row_indices)
-        self.batch_size = len(row_indices)
+            setattr(self, name, change(getattr(self, name)))
+        if self._padding is not None:  # (B,)，看成 (B, 1, 1, 1)
+            self._padding = change(self._padding[:, None, None, None])[:, 0, 0, 0]
+        self.batch_size = len(self._keys)
 
     def truncate(self, length: int) -> None:
         """退回几个；退过了头，窗口里就缺了已经忘掉的，不能假装还在。"""

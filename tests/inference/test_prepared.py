@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from foundation import large_pages
-from foundation.compiled_code import CodeUnavailable, load_code
+from foundation.compiled_code import load_code
 from foundation.large_pages import WeightBlock
 from gpt_model.config import preset
 from gpt_model.model import GPT
 from inference import kernel_interface
 from inference.generator import SamplingParams, TextGenerator
-from inference.kernel_interface import load_kernels
 from inference.kernel_plan import KernelPlan
 from inference.prepared import MOST_ROWS, PreparedModel, prepare_for_inference
 from tokenization.tokenizer import Tokenizer
@@ -30,14 +29,6 @@ def make(name="modern-micro", **changes):
     torch.manual_seed(0)
     sizes = {"vocab_size": V, "max_seq_len": 48, "dim": 32, "n_heads": 4, "init_std": 0.2}
     return GPT(preset(name, **{**sizes, **changes})).eval()
-
-
-@pytest.fixture
-def kernels():
-    try:
-        return load_kernels()
-    except CodeUnavailable as error:
-        pytest.skip(str(error))
 
 
 def fast_equals_plain(model, kernels, expected=None):

@@ -7,14 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foundation.compiled_code import CodeUnavailable
 from gpt_model.config import GPTConfig
 from gpt_model.model import GPT
 from inference import decoder as decoder_module
 from inference import request, shared_prompt
 from inference.decoder import Decoder
 from inference.generator import SamplingParams, TextGenerator
-from inference.kernel_interface import load_kernels
 from inference.prepared import MOST_ROWS, PreparedModel, prepare_for_inference
 from inference.shared_prompt import share, spread
 from tokenization.tokenizer import Tokenizer
@@ -194,16 +192,8 @@ def peek(layer):
 
 def test_a_cache_that_cannot_be_moved_says_so():
     cache = EXACT["grouped"].make_cache(1, kind="sliding")
-    with pytest.raises(NotImplementedError, match="SlidingCache cannot rewrite"):
+    with pytest.raises(ValueError, match="a sliding cache places its columns itself"):
         spread(cache, [0, 1])
-
-
-@pytest.fixture
-def kernels():
-    try:
-        return load_kernels()
-    except CodeUnavailable as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("name", ["learned", "grouped", "window"])
