@@ -29,8 +29,8 @@ class Options:
 
     A model with a chat template (tokenizer_config.json or chat_template.jinja in its folder) is
     asked in that form. A base model only continues text: begin a sentence or a function and it
-    goes on. The newest turns that fit into the context are read again each time; the oldest are
-    forgotten.
+    goes on. It sees the newest turns that fit into the context, and computes only what is new in
+    them; the oldest are forgotten.
 
     Examples:
         fromzero chat
@@ -57,11 +57,13 @@ class Options:
 def run(options: Options) -> int:
     """Read lines until the end of input."""
     from inference.conversation import TemplatedConversation, conversation_for
+    from inference.prefix_cache import PrefixCache
 
     params = chat_params(options.sampling)
     generator, directory = open_generator(
         options.model, options.device, options.dtype, options.adapter, fast=options.fast
     )
+    generator.prefixes = PrefixCache()  # each turn begins with all that was said
     n_context = generator.model.config.max_seq_len
     talk = conversation_for(
         generator.tokenizer, n_context, params.max_new_tokens, system=options.system

@@ -104,6 +104,7 @@ def run(options: Options) -> int:
     """Write the continuation of one prompt, or of many, to stdout."""
     from fromzero.many_prompts import as_json, read_prompts
     from gpt_model.caches import CacheSettings
+    from inference.prefix_cache import PrefixCache
 
     params = options.sampling.to_params()
     cache = CacheSettings(options.cache, options.sinks, options.window)
@@ -132,6 +133,8 @@ def run(options: Options) -> int:
         stream(pieces, asked[0][0])
     else:
         prompts, each = zip(*asked, strict=True)
+        if len(asked) > options.batch and cache.kind not in ("none", "sliding"):
+            generator.prefixes = PrefixCache()  # the next batch may begin as this one did
         written = generator.each(prompts, each, batch=options.batch, **how)
         print(f"model: {directory}", file=sys.stderr)
         for index, texts in enumerate(written):

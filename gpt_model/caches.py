@@ -34,6 +34,7 @@ sliding 只给位置不在键里（none）或可以转动（rope）的模型；�
 
 改哪里：
   · 加一种缓存——写一个 KVCache，在 CACHES 里加一行；命令行 `--cache` 立刻认得它。
+    要能跨请求接着读，再到 copy_columns 里说清它的数存在哪里。
   · 默认留几个汇——DEFAULT_SINKS。
 """
 
@@ -52,7 +53,7 @@ from transformer_basics.kv_cache import GrowingCache, KVCache, ModelCache, Stati
 from transformer_basics.quantized_cache import QuantizedCache
 from transformer_basics.sliding_cache import SlidingCache
 
-__all__ = ["CACHES", "CacheSettings", "build_cache"]
+__all__ = ["CACHES", "CacheSettings", "build_cache", "copy_columns"]
 
 DEFAULT_SINKS = 4  # StreamingLLM 的取法：再多也没有好处
 
@@ -190,6 +191,33 @@ def build_cache(
         arguments |= {"n_sinks": settings.n_sinks, "window": settings.window}
     # 每层一样大；第一层也不例外，它存的是第一层的 K、V 而不是词向量
     return ModelCache([CACHES[settings.kind](**arguments) for _ in range(config.n_layers)])
+
+
+def copy_columns(source: ModelCache, target: ModelCache, row: int, begin: int, end: int) -> None:
+    """第 row 行、[begin, end) 列，抄进还空着的 target；source 一个数也不动，还能接着写。
+
+    形状：每层 (B, G, S, d) → (1, G, end − begin, d)；两边的容量可以不同
+    用处：前后两次请求的开头相同，后一次就不必重读，见 inference/prefix_cache.py
+    错误：滑动的缓存把位置转进了键里、又自己定位置，抄来的位置不对 → NotImplementedError
+    """
+    place = slice(row, row + 1), slice(None), slice(begin, end)
+    # 有的模型要知道前一个是谁；空着的时候记，才不会接在别人后面
+    if source._ids is not None:
+        target.remember_ids(source._ids[row : row + 1, begin:end])
+    for old, new in zip(source.layers, target.layers, strict=True):
+        # INT8 抄的是编码与尺度，不取出来，所以不会再舍入一次
+        pairs = [(old, new)]
+        if isinstance(old, QuantizedCache) and isinstance(new, QuantizedCache):
+            pairs = [(old._codes, new._codes), (old._scales, new._scales)]
+        for one, other in pairs:
+            # growing 从不就地改，所以取视图就够；static 写进自己的缓冲区
+            if not isinstance(one, StaticCache | GrowingCache):
+                raise NotImplementedError(f"{type(one).__name__} cannot be copied column by column")
+            assert one._keys is not None
+            assert one._values is not None
+            other.append(one._keys[place], one._values[place])
+        # 编码与尺度各记各的长度；它们合起来的那个，也要说一声
+        new.length = end - begin
 
 
 def demo() -> None:

@@ -28,6 +28,7 @@ $$ C - \lfloor C/2 \rfloor \text{ 个} $$
 提示很长时分段预填，每段至多 512 个：注意力的临时内存是「段长 × 已读」，不是「全文 × 全文」。
 
 各行相同的、共同的开头，预填时只读一遍，再抄给每一行，见 shared_prompt.py；结果相同。
+从前的请求读过的开头，连这一遍也省了：抄过来就是，见 prefix_cache.py。
 
 只有一行时还可以往前看（投机解码，见 speculative.py）：把猜的几个当作已经写了，一起喂进去，每个
 位置的分数一次得到；猜错的用 rewind 退掉，缓存截短到对的为止。
@@ -45,7 +46,7 @@ $$ C - \lfloor C/2 \rfloor \text{ 个} $$
      Xiao 等 2023 StreamingLLM (arXiv:2309.17453) 另一种滑动：留住开头几个词元。
 
 改哪里：滑动时丢多少 → DROPPED；一段预填多少 → PREFILL；加一种缓存 → gpt_model/caches.py；
-       共用开头的办法 → shared_prompt.py。
+       共用开头的办法 → shared_prompt.py；跨请求的 → prefix_cache.py。
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ from inference.shared_prompt import SharedPrompt, share, spread
 
 if TYPE_CHECKING:
     from gpt_model.model import GPT
+    from inference.prefix_cache import PrefixCache
     from transformer_basics.kv_cache import ModelCache
 
 __all__ = ["Decoder"]
@@ -92,6 +94,7 @@ class Decoder:
         vocab_size: int | None = None,
         forbidden: Tensor | None = None,
         sharing: bool = True,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         self.model = model
         # 模型的词表常比分词器的大一截（凑成 64 的倍数，算得快）：多出来的没有对应的文字
@@ -101,7 +104,9 @@ class Decoder:
         self.settings = CacheSettings.of(cache).resolved(model.config)
         self.sliding = sliding
         # 假：每行各读各的，用来核对。没有缓存就没有可抄的；滑动的缓存自己定位置，挪不动
-        self.sharing = sharing and self.settings.kind != "none" and not self.settings.is_endless
+        can_copy = self.settings.kind != "none" and not self.settings.is_endless
+        self.sharing = sharing and can_copy
+        self.prefixes = prefixes if can_copy else None  # 从前的请求读过的；None 就从头读
         self.windows = [list(prompt[-self.context :] if sliding else prompt) for prompt in prompts]
         self.to_write = max_new_tokens  # 还要写几步：缓存不必开得比这更长
         self.n_reads = 0  # 从头读过几遍，演示与测试要看
@@ -162,17 +167,24 @@ class Decoder:
             # 先按要读的行数开；抄成几行、复制成几行时，缓存自己换一块大的
             self.cache = model.make_cache(n_rows, capacity=capacity, kind=self.settings)
         self.real = None  # 一样长：不需要掩码，注意力走最快的路
+        begin = 0  # 前几列已在缓存里
+        #    从前读过的抄来，不再读；只有一行时，也留末一个来读，好得到分数
+        if self.cache is not None and self.prefixes is not None:
+            alone = found.rows[0][: longest - 1] if len(padded) == 1 else []
+            begin = self.prefixes.fill(self, found.rows[0][: found.length] or alone)
         #    共同的开头：一行，没有填充；读完抄成 D 行，
         #    短的往右挪，与左填充的窗口对齐：挪完就与逐行读到这里的一样
         if self.cache is not None and found.length:
-            self._feed(torch.tensor([found.rows[0][: found.length]], device=device))
+            if begin < found.length:
+                self._feed(torch.tensor([found.rows[0][: found.length]], device=device), begin)
             spread(self.cache, padding)
+            begin = found.length
         if any(padding):
             # 第 b 行开头有 longest − n_b 个填充；以后接上的列都是真的
             columns = torch.arange(capacity, device=device)  # (容量,)
             self.real = columns >= torch.tensor(padding, device=device)[:, None]  # (D, 容量)
         #    其余的各读各的：从共同的开头之后那一列起
-        logits = self._feed(ids, found.length)  # (D, 1, V)
+        logits = self._feed(ids, begin)  # (D, 1, V)
         # ④ 滑动的缓存已记下填充，旧的编号也用不着了：从不从头再读
         if self.settings.is_endless:
             self.real = None
@@ -181,6 +193,9 @@ class Decoder:
         if len(padded) < len(self.windows):
             self._reorder(found.which)
             logits = logits[found.which]  # (B, 1, V)
+        # ⑤ 读完整了才登记：半途被打断的，谁也抄不到
+        if self.prefixes is not None:
+            self.prefixes.keep(self)
         return logits
 
     def _feed(self, ids: Tensor, begin: int = 0) -> Tensor:
@@ -230,6 +245,13 @@ class Decoder:
         错误：不许滑动而某行已满 → ValueError，写明上下文的长度
         """
         self.to_write -= 1
+        # 两种时候会满：有一行写满了上下文（它滑动），或者短的行被填充顶到了尽头。
+        # 满了就丢掉，大家一起从头读；先丢再动窗口，别人才不会拿旧的 K、V 配新的编号
+        cache, fills = self.cache, False
+        if cache is not None and not self.settings.is_endless:
+            fills = cache.length + self.pending == self.context
+        if fills:
+            self._forget()
         for window, token in zip(self.windows, tokens, strict=True):
             if self.settings.is_endless and self.cache is not None:
                 window.clear()  # 已在缓存里；不清的话，编号会随全文增长
@@ -241,14 +263,9 @@ class Decoder:
                     )
                 del window[: max(1, self.context // DROPPED)]
             window.append(token)
-        # 缓存还有空位，就只记下新的一列；满了就丢掉，大家一起从头读。
-        # 两种时候会满：有一行写满了上下文（它滑动了），或者短的行被填充顶到了尽头
+        # 缓存还有空位，就只记下新的一列
         if self.cache is not None:
-            is_full = self.cache.length + self.pending == self.context
-            if is_full and not self.settings.is_endless:
-                self._forget()
-            else:
-                self.pending += 1
+            self.pending += 1
 
     def rewind(self, n: int) -> None:
         """只有一行时，退掉最后 n 个：猜错的，就当从来没有写过。
@@ -278,10 +295,13 @@ class Decoder:
 
     def _reorder(self, rows: Sequence[int]) -> None:
         """缓存与掩码的第 i 行变成原来的第 rows[i] 行，行数可增可减；二者必须一起动。"""
-        assert self.cache is not None
+        # 先拿在手里：半途被打断的话，就像没有缓存，而不是有一份只排了几层的
+        cache, self.cache = self.cache, None
+        assert cache is not None
         index = torch.tensor(rows, device=self.model.device)
-        self.cache.reorder(index)
+        cache.reorder(index)
         self.real = None if self.real is None else self.real[index]
+        self.cache = cache
 
 
 def demo() -> None:

@@ -46,6 +46,7 @@ $$y_t \sim p(\,\cdot \mid x, y_{<t}), \qquad t = 1, 2, \dots$$
     缓存        每步只读一个新词元，而不是全文；写得越长，差得越多
     成批        一次搬权重，算 B 行；见 session.py 的演示
     共用开头    一批里相同的提示、共同的开头只读一遍，见 shared_prompt.py
+    接着读      TextGenerator(…, prefixes=PrefixCache())：上次读过的开头不再读，见 prefix_cache.py
     准备        TextGenerator(prepare_for_inference(model), …)：CPU 上快几倍，见 prepared.py
     先猜后批改  一次前向定下好几个词元，见 speculative.py
     这里没有的  连续成批（新的提示中途加入）；接口不挡着它
@@ -58,7 +59,7 @@ $$y_t \sim p(\,\cdot \mid x, y_{<t}), \qquad t = 1, 2, \dots$$
     怎样让它写完一篇就停？      训练时每篇之后接「文章结束」，它学会了就会自己停
 
     同样的种子，换台机器呢？    随机数相同；分数的末位随处理器与线程数而异，多半写出同样的话
-    能接着上次的写吗？          把提示与写好的接起来，再当提示；缓存不跨调用保留
+    能接着上次的写吗？          把提示与写好的接起来，再当提示；给了 prefixes，就只读新的
 
 论文：GPT-2 (Radford et al. 2019)；缓存与批的代价，Pope 等 2022 (arXiv:2211.05102)。
 
@@ -90,6 +91,7 @@ from inference.speculative import Speculation
 
 if TYPE_CHECKING:
     from gpt_model.model import GPT
+    from inference.prefix_cache import PrefixCache
     from inference.prepared import PreparedModel
     from tokenization.tokenizer import Tokenizer
 
@@ -102,18 +104,25 @@ DEFAULT = SamplingParams()
 class TextGenerator:
     """会写字的模型：模型与分词器配成一对。
 
-    状态：没有。两次调用互不影响；模型的训练模式、梯度开关，用完都复原
+    状态：没有，除非给了 prefixes；两次调用的内容互不影响。模型的训练模式、梯度开关，用完都复原
     提示：一段文本，或一个列表，每项是文本或一串编号
     开关：cache="none" 每步从头读，慢而结果相同，别的见 gpt_model/caches.py；
          sliding=True 写满上下文后忘掉旧的一半
     错误：词表对不上、提示是空的或放不下、参数不合适 → ValueError，写明给的值与上限
     """
 
-    def __init__(self, model: GPT | PreparedModel, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        model: GPT | PreparedModel,
+        tokenizer: Tokenizer,
+        *,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
         check_sizes(tokenizer, model.config.vocab_size)
         # 准备好的（prepared.py）是 GPT 的替身，用法相同，写得快；这里往下谁也不必知道
         self.model = cast("GPT", model)
         self.tokenizer = tokenizer
+        self.prefixes = prefixes  # None：每次从头读
         # 模型多出来的行不会被选中；分词器中间若有空缺，也一样
         unused = unused_ids(tokenizer)
         self.forbidden = torch.tensor(unused) if unused else None
@@ -289,11 +298,12 @@ class TextGenerator:
     def _request(self, params: ParamsPerPrompt, **how: Any) -> Request:
         """把这次要用的东西收在一起，见 request.py；how 的名字就是 Request 的字段。
 
-        每次调用新建一个：生成器自己没有状态，两次调用互不影响
+        每次调用新建一个：两次调用之间，只有读过的开头会留着
         """
-        return Request(
-            self.model, self.tokenizer, params, forbidden=self.forbidden, **how
-        )  # forbidden：词表中间的空缺
+        # forbidden：词表中间的空缺；prefixes：从前的调用读过的，请求里也是同一个，
+        # 所以这次读了什么，下次就知道
+        how |= {"forbidden": self.forbidden, "prefixes": self.prefixes}
+        return Request(self.model, self.tokenizer, params, **how)
 
 
 def demo() -> None:

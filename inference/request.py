@@ -40,7 +40,7 @@ $$B = P \cdot n, \qquad \text{第 } b \text{ 行}
 规则的名单由分词器与规则一起决定，各行共用；走到哪个状态，则记在各行自己那里（Continuation）。
 
 改哪里：多一个开关 → 在这里加字段，new_decoder 或 new_row 里用上；
-       几条提示怎样共用开头 → shared_prompt.py，Decoder 预填时自己会用。
+       几条提示怎样共用开头 → shared_prompt.py，Decoder 预填时自己会用；跨请求的 → prefix_cache.py。
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ from inference.constraints import Constraints, check_room, guide_for, per_prompt
 from inference.continuation import Continuation
 from inference.decoder import Decoder
 from inference.parameter_checks import check_vocabulary
+from inference.prefix_cache import PrefixCache
 from inference.prompts import Prompt, encode_prompts
 from inference.random_stream import RowRandom
 from inference.sampling import SamplingParams
@@ -92,8 +93,9 @@ class Request:
     sliding: bool = False  # True：写满上下文后忘掉旧的一半，接着写
     forbidden: Tensor | None = None  # 词表中间的空缺，见 prompts.unused_ids
     constraint: Constraints = None  # 一条规则给所有的提示，或者每条提示一条
-    # 先猜几个再批改，见 speculative.py；它记着猜得怎样，所以是唯一会变的字段
+    # 先猜几个再批改，见 speculative.py；它记着猜得怎样，所以会变
     speculation: Speculation | None = None
+    prefixes: PrefixCache | None = None  # 从前的请求读过的，见 prefix_cache.py；它也会变
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """跑模型之前，查出一切能查的错误。
@@ -113,6 +115,13 @@ class Request:
             )
         if self.speculation is not None:
             self._check_speculation(self.speculation, settings, len(prompts))
+        # 没有缓存就没有可留的；滑动的缓存自己定位置，抄到别处就不对了。
+        # 静静地不用它，用户会以为省了
+        if self.prefixes is not None and (settings.kind == "none" or settings.is_endless):
+            raise ValueError(
+                "a prefix cache keeps the keys and values of earlier prompts: "
+                f"the cache must be static, growing or int8, got {settings.kind!r}"
+            )
         # 滑动的缓存，多长的提示都读得进去
         context = None if settings.is_endless else self.model.config.max_seq_len
         encoded = encode_prompts(prompts, self.tokenizer, context, sliding=self.sliding)
@@ -247,6 +256,7 @@ class Request:
             sliding=self.sliding,
             vocab_size=self.tokenizer.vocab_size,
             forbidden=forbidden,
+            prefixes=self.prefixes,  # 同一个对象：读完登记，下次好抄
         )
 
     def begin(self, encoded: Sequence[Sequence[int]]) -> Session:

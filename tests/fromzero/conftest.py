@@ -24,6 +24,20 @@ def tiny_model(tmp_path_factory):
 
 
 @pytest.fixture
+def shapes_read():
+    """The shapes of all that runs through a GPT (with --no-fast: otherwise kernels do it)."""
+    shapes = []
+
+    def note(module, given):
+        if isinstance(module, GPT):
+            shapes.append(tuple(given[0].shape))
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    yield shapes
+    handle.remove()
+
+
+@pytest.fixture
 def text_file(tmp_path):
     path = tmp_path / "corpus.txt"
     path.write_text(TEXT, encoding="utf-8", newline="\n")

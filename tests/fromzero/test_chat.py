@@ -64,6 +64,25 @@ def test_turns_are_read_again_and_reset_forgets(chat, prompts):
     assert [prompt for prompt, _ in prompts] == ["one", "one!\ntwo", "three"]
 
 
+def test_a_turn_computes_only_what_is_new(chat, shapes_read, monkeypatch):
+    lengths, stream = [], TextGenerator.stream
+
+    def noted(self, prompt, params, **how):
+        lengths.append(len(self.tokenizer.encode(prompt)))
+        return stream(self, prompt, params, **how)
+
+    monkeypatch.setattr(TextGenerator, "stream", noted)
+    options = ("--max-new-tokens", "6", "--seed", "1")
+    talk = ["the quick brown fox jumps over", " the lazy dog", "/reset", "a fox"]
+    slow, _ = chat(*talk, options=(*options, "--no-fast"))
+    first, second, third = (n for _, n in shapes_read if n > 1)
+    # at least the first question is known, all but a token that may fuse with the answer
+    assert second <= lengths[1] - (first - 1)
+    assert (first, third) == (lengths[0], lengths[2])
+    fast, _ = chat(*talk, options=options)
+    assert fast.splitlines()[1:] == slow.splitlines()[1:]
+
+
 def test_the_oldest_turns_are_forgotten_and_it_says_so(chat, prompts):
     out, err = chat(*["the quick brown fox jumps over the lazy dog; "] * 8)
     assert "oldest 1 turn no longer fit" in out

@@ -295,6 +295,21 @@ def test_a_bad_rule_is_one_line_and_code_2(generate, options, message):
 # ── many prompts, JSON, guessing ahead ──────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize(("cache", "known"), [("static", 16), ("int8", 16), ("none", 0)])
+def test_the_next_batch_reads_a_common_beginning_no_more(
+    generate, tmp_path, shapes_read, cache, known
+):
+    file = tmp_path / "prompts.txt"
+    lines = [f"0123456789012345{word}" for word in ("a", "b", "c")]
+    file.write_text("\n".join(lines), encoding="utf-8", newline="\n")
+    same = ("--prompts", file, "--max-new-tokens", 2, "--temperature", 0, "--no-fast", "--json")
+    _, expected, _ = generate(*same, "--cache", cache)
+    del shapes_read[:]
+    _, out, _ = generate(*same, "--cache", cache, "--batch", 1)
+    assert out == expected
+    assert [n for _, n in shapes_read][::2] == [17, 17 - known, 17 - known]
+
+
 def test_every_line_of_a_file_is_a_prompt(generate, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("fox\nthe lazy\n明月\n", encoding="utf-8", newline="\n")
