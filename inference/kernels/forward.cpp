@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #include <memory>
+#include <new>
 #include <vector>
 #if defined(_OPENMP)
 #include <omp.h>
@@ -34,13 +35,27 @@
 
 namespace {
 
+// 从一整条缓存线起头的草稿：一次读 64 字节，不齐的话每次都要碰两条
+template <class T>
+struct Lines {
+    using value_type = T;
+    Lines() = default;
+    template <class U>
+    Lines(const Lines<U>&) {}
+    T* allocate(size_t n) { return (T*)::operator new(n * sizeof(T), std::align_val_t(64)); }
+    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+    bool operator==(const Lines&) const { return true; }
+    bool operator!=(const Lines&) const { return false; }
+};
+using Floats32 = std::vector<float, Lines<float>>;
+
 // 一个核自己的草稿：够大就不再申请
 struct Desk {
-    std::vector<float> normed, head, scores, scales, offsets, product;
-    std::vector<int8_t> digits;
+    Floats32 normed, head, scores, scales, offsets, product;
+    std::vector<int8_t, Lines<int8_t>> digits;
 };
 
-float* room(std::vector<float>& v, int64_t n) {
+float* room(Floats32& v, int64_t n) {
     if ((int64_t)v.size() < n) v.resize(n);
     return v.data();
 }
@@ -60,7 +75,7 @@ struct Ledger {  // 每段活一份账
 
 // 各个核共用的：注意力的 q、汇总的结果、前馈的中间层
 struct Table {
-    std::vector<float> query, heads, hidden, score;
+    Floats32 query, heads, hidden;
     std::vector<int64_t> first, position;
     Ledger shares;
 };

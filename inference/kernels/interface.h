@@ -4,6 +4,9 @@
 #pragma once
 #include <stdint.h>
 
+// 次数写死的小循环，早早展开：晚了，GCC 就不知道累加器可以一直留在寄存器里，每一步都写回内存，慢一半
+#define UNROLL _Pragma("GCC unroll 32")
+
 struct bf16 { uint16_t bits; };  // 16 位的浮点数：float32 的高一半
 
 enum Kind : int64_t { NONE = 0, FLOAT32 = 1, BFLOAT16 = 2, INT8 = 3, INT4 = 4 };

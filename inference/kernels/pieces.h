@@ -111,14 +111,18 @@ static inline float number(bf16 a) {
     return f;
 }
 
-// out 的 C·W 维：Σ_s p_s·v_s / Σ p
+// out 的 C·W 维：Σ_s p_s·v_s / Σ p。单数的 s 与双数的各加各的，免得下一次乘加总在等上一次
 template <int C, class T>
 static inline void average(const float* p, const T* values, int64_t n, int64_t d, float total, float* out) {
-    Vec acc[C];
-    for (int c = 0; c < C; c++) acc[c] = zero();
-    for (int64_t s = 0; s < n; s++)
-        for (int c = 0; c < C; c++) acc[c] = fma(set(p[s]), load(values + s * d + c * W), acc[c]);
-    for (int c = 0; c < C; c++) store(out + c * W, acc[c] / set(total));
+    Vec even[C], odd[C];
+    UNROLL for (int c = 0; c < C; c++) even[c] = odd[c] = zero();
+    int64_t s = 0;
+    for (; s + 2 <= n; s += 2) {
+        UNROLL for (int c = 0; c < C; c++) even[c] = fma(set(p[s]), load(values + s * d + c * W), even[c]);
+        UNROLL for (int c = 0; c < C; c++) odd[c] = fma(set(p[s + 1]), load(values + s * d + d + c * W), odd[c]);
+    }
+    if (s < n) UNROLL for (int c = 0; c < C; c++) even[c] = fma(set(p[s]), load(values + s * d + c * W), even[c]);
+    UNROLL for (int c = 0; c < C; c++) store(out + c * W, (even[c] + odd[c]) / set(total));
 }
 
 // 词表的第 i 行的第 k 个数：浮点的直接取，整数的还原，ŵ = scale·(q − zero)
@@ -140,21 +144,28 @@ static inline float entry(const Matrix& table, int64_t i, int64_t k) {
 // 一个查询头：q (d,) 看 n 个键值 (n, d) → out (d,)；scores 是 n 个数的草稿
 template <class T>
 static void attend(const float* q, const T* keys, const T* values, int64_t n, int64_t d, float* scores, float* out) {
-    // ① 打分：键当作权重，正是同一个乘法
+    // ① 打分：键当作权重，正是同一个乘法；W 个键一起，加法才省得下来
     const Matrix matrix = {sizeof(T) == 4 ? FLOAT32 : BFLOAT16, n, d, 0, keys, nullptr, nullptr, nullptr};
     Input in = {q, 1, d};
+    Ahead ahead = {(const char*)keys + AHEAD, (int64_t)(W * sizeof(T))};
     const float scale = 1.0f / sqrtf((float)d);
-    float best = -INFINITY;
-    for (int64_t s = 0; s < n; s++) {
-        float dot[1][1];
-        tile<T, 1, 1>(matrix, s, in, 0, dot);
-        scores[s] = dot[0][0] * scale;
-        best = scores[s] > best ? scores[s] : best;
+    int64_t s = 0;
+    Vec best = set(-INFINITY);
+    for (; s + W <= n; s += W) {
+        tile<T, W, 1, W>(matrix, s, in, 0, ahead, scores + s);
+        const Vec some = load(scores + s) * set(scale);
+        store(scores + s, some);
+        best = maximum(some, best);
+    }
+    float most = largest(best);
+    for (; s < n; s++) {
+        tile<T, 1, 1, 1>(matrix, s, in, 0, ahead, scores + s);
+        scores[s] *= scale;
+        most = scores[s] > most ? scores[s] : most;
     }
     // ② softmax：减去最大的再取指数；除法留到最后，一个头只除一次
-    each(scores, n, [&](Vec x) { return exponential(x - set(best)); });
-    float total = 0.0f;
-    for (int64_t s = 0; s < n; s++) total += scores[s];
+    each(scores, n, [&](Vec x) { return exponential(x - set(most)); });
+    const float total = gather(scores, n, [](Vec a) { return a; }, [](float a) { return a; });
     // ③ 按权重汇总：out 的一段留在寄存器里，把所有的值走一遍
     int64_t i = 0;
     for (; i + 4 * W <= d; i += 4 * W) average<4>(scores, values + i, n, d, total, out + i);

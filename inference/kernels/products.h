@@ -60,122 +60,158 @@ static void quantize(Input& in, int64_t columns) {
     in.scale_stride = stride;
 }
 
-// M 行权重 × N 行激活的一小块；权重读一次，给 N 行用
+// 预取往哪里走：每算一步，请内存送来 P 处，每处往前挪 stride 字节
+//   一行激活：  读到哪里，就请 AHEAD 之后的
+//   几行激活：  同样的权重要给好几批 x 用，只有第一批在读内存，其余的在等乘法；
+//               所以每一批各请「下面四行权重」的一份，读与乘才重得起来
+struct Ahead {
+    const char* place;
+    int64_t stride;
+    template <int P>
+    inline void step() {
+        for (int i = 0; i < P; i++) prefetch(place), place += stride;
+    }
+};
+
+// 几个累加器各自的和：out[i] = sum(acc[i])
+template <int C>
+static inline void totals(const Vec* acc, float* out) {
+    UNROLL for (int i = 0; i < C / W; i++) store(out + i * W, sums(acc + i * W));
+    UNROLL for (int i = C / W * W; i < C; i++) out[i] = sum(acc[i]);
+}
+
+// 一步：N 行激活的 W 个数，乘 M 行权重的 W 个数；两行之间相距 stride 个
 template <class T, int M, int N>
-static inline void tile(const Matrix& w, int64_t row, const Input& in, int64_t r, float out[M][N]) {
-    const int64_t K = w.columns;
+static inline void accumulate(const T* rows, const float* x, int64_t stride, Vec* acc) {
+    Vec inputs[N];
+    UNROLL for (int n = 0; n < N; n++) inputs[n] = load(x + n * stride);
+    UNROLL for (int m = 0; m < M; m++) {
+        const Vec weights = load(rows + m * stride);
+        UNROLL for (int n = 0; n < N; n++) acc[n * M + m] = fma(weights, inputs[n], acc[n * M + m]);
+    }
+}
+
+// M 行权重 × N 行激活的一小块；权重读一次，给 N 行用。out[n][m]
+template <class T, int M, int N, int P>
+static inline void tile(const Matrix& w, int64_t row, const Input& in, int64_t r, Ahead& ahead, float* out) {
+    const int64_t K = w.columns, whole = K / W * W;
     const T* rows = (const T*)w.data + row * K;
     const float* x = in.x + r * K;
-    Vec acc[M][N];
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) acc[m][n] = zero();
-    int64_t k = 0;
-    for (; k + W <= K; k += W) {
-        Vec inputs[N];
-        for (int n = 0; n < N; n++) inputs[n] = load(x + n * K + k);
-        for (int m = 0; m < M; m++) {
-            prefetch((const char*)(rows + m * K + k) + AHEAD);
-            const Vec weights = load(rows + m * K + k);
-            for (int n = 0; n < N; n++) acc[m][n] = fma(weights, inputs[n], acc[m][n]);
-        }
+    Vec acc[N * M];
+    UNROLL for (int i = 0; i < N * M; i++) acc[i] = zero();
+    for (int64_t k = 0; k < whole; k += W) {
+        ahead.step<P>();
+        accumulate<T, M, N>(rows + k, x + k, K, acc);
     }
-    if (k < K) {  // K 不是 W 的倍数：剩下的抄到补了零的一格里
+    if (whole < K) {  // K 不是 W 的倍数：剩下的抄到补了零的一格里
         float inputs[N][W] = {};
         T weights[M][W] = {};
-        for (; k < K; k++) {
-            for (int n = 0; n < N; n++) inputs[n][k % W] = x[n * K + k];
-            for (int m = 0; m < M; m++) weights[m][k % W] = rows[m * K + k];
+        for (int64_t i = whole; i < K; i++) {
+            for (int n = 0; n < N; n++) inputs[n][i - whole] = x[n * K + i];
+            for (int m = 0; m < M; m++) weights[m][i - whole] = rows[m * K + i];
         }
-        for (int m = 0; m < M; m++)
-            for (int n = 0; n < N; n++) acc[m][n] = fma(load(weights[m]), load(inputs[n]), acc[m][n]);
+        accumulate<T, M, N>(weights[0], inputs[0], W, acc);
     }
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) out[m][n] = sum(acc[m][n]);
+    totals<N * M>(acc, out);
 }
 
 // 同上，权重是整数：Σₖ ŵₖxₖ = Σ_组 s_w·s_x·(Σ q·x̂ − 多加的·Σ x̂)；括号里全是整数，一位不差
-template <int B, bool FOUR, int M, int N>
-static inline void integer_tile(const Matrix& w, int64_t row, const Input& in, int64_t r, float out[M][N]) {
+template <int B, bool FOUR, int M, int N, int P>
+static inline void integer_tile(const Matrix& w, int64_t row, const Input& in, int64_t r, Ahead& ahead, float* out) {
     const int64_t blocks = w.columns / B, row_bytes = FOUR ? w.columns / 2 : w.columns;
     const Vec surplus = set(FOUR ? -8.0f : -(float)INT8_SHIFT);
     const char* rows = (const char*)w.data + row * row_bytes;
     const int8_t* digits = in.digits + 2 * r * w.columns;
-    Vec acc[M][N];
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) acc[m][n] = zero();
+    Vec acc[N * M];
+    UNROLL for (int i = 0; i < N * M; i++) acc[i] = zero();
     for (int64_t first = 0; first < blocks; first += W) {
         // ① 先把 W 组的刻度乘好：s_w·s_x，一条指令一批
-        float scales[M][N][W];
-        for (int m = 0; m < M; m++) {
+        float scales[N * M][W];
+        UNROLL for (int m = 0; m < M; m++) {
             const int64_t place = (row + m) * blocks + first;
             const Vec own = load(w.scale + place);
             const Vec more = w.zero ? surplus - load(w.zero + place) : surplus;
-            for (int n = 0; n < N; n++) {
+            UNROLL for (int n = 0; n < N; n++) {
                 const int64_t at = (r + n) * in.scale_stride + first;
-                store(scales[m][n], own * load(in.scales + at));
-                acc[m][n] = fma(own * more, load(in.offsets + at), acc[m][n]);
+                store(scales[n * M + m], own * load(in.scales + at));
+                acc[n * M + m] = fma(own * more, load(in.offsets + at), acc[n * M + m]);
             }
         }
         // ② 一组一组：整数内积，变成浮点，乘刻度
         const int64_t last = first + W < blocks ? first + W : blocks;
-        for (int64_t b = first; b < last; b++)
-            for (int m = 0; m < M; m++) {
+        for (int64_t b = first; b < last; b++) {
+            ahead.step<P>();
+            UNROLL for (int m = 0; m < M; m++) {
                 const char* data = rows + m * row_bytes + (FOUR ? b * B / 2 : b * B);
-                prefetch(data + AHEAD);
                 const Codes codes = FOUR ? codes_int4<B>(data) : codes_int8<B>(data);
-                for (int n = 0; n < N; n++)
-                    acc[m][n] = fma(inner<B>(codes, digits + 2 * (n * w.columns + b * B)),
-                                    set(scales[m][n][b - first]), acc[m][n]);
+                UNROLL for (int n = 0; n < N; n++)
+                    acc[n * M + m] = fma(inner<B>(codes, digits + 2 * (n * w.columns + b * B)),
+                                         set(scales[n * M + m][b - first]), acc[n * M + m]);
             }
+        }
     }
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) out[m][n] = sum(acc[m][n]);
+    totals<N * M>(acc, out);
 }
 
-// 权重的每一种存法：怎样算 M×N 的一小块
+// 权重的每一种存法：怎样算 M×N 的一小块；一步（W 个或一组）的一行权重占几个字节
 template <class T>
 struct Floats {
-    template <int M, int N>
-    static inline void part(const Matrix& w, int64_t row, const Input& in, int64_t r, float out[M][N]) {
-        tile<T, M, N>(w, row, in, r, out);
+    static constexpr int64_t BYTES = W * sizeof(T);
+    static int64_t row_bytes(const Matrix& w) { return w.columns * sizeof(T); }
+    template <int M, int N, int P>
+    static inline void part(const Matrix& w, int64_t row, const Input& in, int64_t r, Ahead& ahead, float* out) {
+        tile<T, M, N, P>(w, row, in, r, ahead, out);
     }
 };
 template <int B, bool FOUR>
 struct Integers {
-    template <int M, int N>
-    static inline void part(const Matrix& w, int64_t row, const Input& in, int64_t r, float out[M][N]) {
-        integer_tile<B, FOUR, M, N>(w, row, in, r, out);
+    static constexpr int64_t BYTES = FOUR ? B / 2 : B;
+    static int64_t row_bytes(const Matrix& w) { return FOUR ? w.columns / 2 : w.columns; }
+    template <int M, int N, int P>
+    static inline void part(const Matrix& w, int64_t row, const Input& in, int64_t r, Ahead& ahead, float* out) {
+        integer_tile<B, FOUR, M, N, P>(w, row, in, r, ahead, out);
     }
 };
 
 static constexpr int64_t CHUNK = 16;  // 一次算多少行权重
+static constexpr int TALL = 4, WIDE = W / TALL;  // 几行激活时的一小块：正好 W 个累加器
 
 // 第 begin … end−1 行（至多 CHUNK 行）乘全部的 x：out[r·CHUNK + i] = W[begin + i]·x[r]
 template <class Kind>
 static void chunk(const Matrix& w, const Input& in, int64_t begin, int64_t end, float* out) {
+    const char* data = (const char*)w.data;
+    const int64_t row_bytes = Kind::row_bytes(w);
     int64_t n = begin;
     if (in.n_rows == 1) {  // 写一个词元：一行一行地读，内存里只有一条连续的路
-        float one[1][1];
-        for (; n < end; n++) Kind::template part<1, 1>(w, n, in, 0, one), out[n - begin] = one[0][0];
+        for (; n < end; n++) {
+            Ahead ahead = {data + n * row_bytes + AHEAD, Kind::BYTES};
+            Kind::template part<1, 1, 1>(w, n, in, 0, ahead, out + n - begin);
+        }
         return;
     }
-    float square[4][4], column[4][1], one[1][1];
-    for (; n + 4 <= end; n += 4) {  // 几行激活：4 行权重留在缓存里，给所有的 x 用完再走
+    float square[WIDE * TALL], column[TALL];
+    const int64_t passes = in.n_rows < WIDE ? 1 : in.n_rows / WIDE;
+    for (; n + TALL <= end; n += TALL) {  // 几行激活：四行权重留在缓存里，给所有的 x 用完再走
+        const bool few = passes < TALL;  // 批少，每批就要多请几处
+        Ahead ahead = {data + (n + TALL) * row_bytes, (few ? 1 : TALL) * Kind::BYTES / passes};
         int64_t r = 0;
-        for (; r + 4 <= in.n_rows; r += 4) {
-            Kind::template part<4, 4>(w, n, in, r, square);
-            for (int m = 0; m < 4; m++)
-                for (int i = 0; i < 4; i++) out[(r + i) * CHUNK + n - begin + m] = square[m][i];
+        for (; r + WIDE <= in.n_rows; r += WIDE) {
+            if (few) Kind::template part<TALL, WIDE, TALL>(w, n, in, r, ahead, square);
+            else Kind::template part<TALL, WIDE, 1>(w, n, in, r, ahead, square);
+            for (int i = 0; i < WIDE; i++)
+                for (int m = 0; m < TALL; m++) out[(r + i) * CHUNK + n - begin + m] = square[i * TALL + m];
         }
         for (; r < in.n_rows; r++) {
-            Kind::template part<4, 1>(w, n, in, r, column);
-            for (int m = 0; m < 4; m++) out[r * CHUNK + n - begin + m] = column[m][0];
+            Kind::template part<TALL, 1, 1>(w, n, in, r, ahead, column);
+            for (int m = 0; m < TALL; m++) out[r * CHUNK + n - begin + m] = column[m];
         }
     }
     for (; n < end; n++)
         for (int64_t r = 0; r < in.n_rows; r++) {
-            Kind::template part<1, 1>(w, n, in, r, one);
-            out[r * CHUNK + n - begin] = one[0][0];
+            Ahead ahead = {data + n * row_bytes, Kind::BYTES};
+            float one;
+            Kind::template part<1, 1, 1>(w, n, in, r, ahead, &one);
+            out[r * CHUNK + n - begin] = one;
         }
 }
 

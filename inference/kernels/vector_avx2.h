@@ -29,10 +29,24 @@ static inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
 static inline Vec maximum(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
 static inline Vec minimum(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
 static inline Vec magnitude(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+// 8 个数加起来：每次把后一半叠到前一半上。次序写定了，下面的 sums 照它来，一位也不差
 static inline float sum(Vec a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+// 8 个 Vec 各自的和，放进一个 Vec：叠的时候两个拼成一个，8 → 4 → 2 → 1
+static inline Vec sums(const Vec* v) {
+    __m256 half[4], quarter[2];  // half[p] 装着 v[p] 与 v[4 + p] 的和，各剩四个数
+    UNROLL for (int p = 0; p < 4; p++) {
+        const __m256 a = v[p].v, b = v[4 + p].v;
+        half[p] = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    }
+    UNROLL for (int p = 0; p < 2; p++) {
+        const __m256d a = _mm256_castps_pd(half[2 * p]), b = _mm256_castps_pd(half[2 * p + 1]);
+        quarter[p] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)), _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+    }
+    return {_mm256_add_ps(_mm256_shuffle_ps(quarter[0], quarter[1], 0x88), _mm256_shuffle_ps(quarter[0], quarter[1], 0xdd))};
 }
 static inline float largest(Vec a) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));

@@ -28,7 +28,29 @@ static inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 static inline Vec maximum(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 static inline Vec minimum(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 static inline Vec magnitude(Vec a) { return {_mm512_abs_ps(a.v)}; }
-static inline float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
+// 16 个数加起来：每次把后一半叠到前一半上。次序写定了，下面的 sums 照它来，一位也不差
+static inline float sum(Vec a) {
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+// 16 个 Vec 各自的和，放进一个 Vec：叠的时候两个拼成一个，16 → 8 → 4 → 2 → 1，省下四分之三
+static inline Vec sums(const Vec* v) {
+    __m512 quarter[4];  // 第 p 个装着 v[p]、v[4 + p]、v[8 + p]、v[12 + p] 的和，各剩四个数
+    UNROLL for (int p = 0; p < 4; p++) {
+        const __m512 a = v[p].v, b = v[4 + p].v, c = v[8 + p].v, d = v[12 + p].v;
+        const __m512 left = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+        const __m512 right = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+        quarter[p] = _mm512_add_ps(_mm512_shuffle_f32x4(left, right, 0x88), _mm512_shuffle_f32x4(left, right, 0xdd));
+    }
+    __m512 eighth[2];
+    UNROLL for (int p = 0; p < 2; p++) {
+        const __m512d a = _mm512_castps_pd(quarter[2 * p]), b = _mm512_castps_pd(quarter[2 * p + 1]);
+        eighth[p] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    return {_mm512_add_ps(_mm512_shuffle_ps(eighth[0], eighth[1], 0x88), _mm512_shuffle_ps(eighth[0], eighth[1], 0xdd))};
+}
 static inline float largest(Vec a) { return _mm512_reduce_max_ps(a.v); }
 static inline Vec nearest(Vec a) { return {_mm512_roundscale_ps(a.v, 8)}; }
 // a · 2ⁿ，n 是整数值的浮点数：正好有一条指令

@@ -39,6 +39,7 @@ static inline Vec magnitude(Vec a) { EACH a.v[i] = fabsf(a.v[i]); return a; }
 static inline float sum(Vec a) {
     return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7]));
 }
+static inline Vec sums(const Vec* v) { Vec r; EACH r.v[i] = sum(v[i]); return r; }
 static inline float largest(Vec a) {
     float m = a.v[0];
     EACH m = a.v[i] > m ? a.v[i] : m;
