@@ -22,6 +22,14 @@ $$\sum_k s\,(q_k - z)\,x_k = s \Big(\sum_k q_k x_k - z \sum_k x_k\Big)$$
 
 括号里右边的那个和与权重无关，一个输入只算一次，给所有的行用。
 
+乘的时候几行并排走（见 kernels/integers.h），所以存的也要并排：每行取几个字节，挨着放：
+
+    按行存　行 0 ▐ a₀ a₁ a₂ a₃ …　　　　并排　▐ a₀ a₁ a₂ a₃ b₀ b₁ b₂ b₃ … a₄ a₅ …
+    行 1 ▐ b₀ b₁ b₂ b₃ …　　　　　　　　行 0 的四个、行 1 的四个、……，再轮到行 0
+
+几行一片、一次取几个，由处理器的指令定，问编译好的库就知道。字节一个也没有变，只是换了地方，
+所以还能当成原来的样子读：换回次序的视图（permute）就是，不必留两份。
+
 为什么不在量化的时候就只许 64？存盘的格式要给大家用：一行一把的最省，16 个一组的最准，128 个一组
 是许多发布的模型的取法。写算子的人挑自己喜欢的排法，是准备时的事，不该让存盘的格式迁就。
 
@@ -33,6 +41,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foundation.demonstration import run_demo
@@ -40,10 +49,10 @@ from foundation.large_pages import padded
 from transformer_basics.integer_weights import Packed, WeightFormat, decode, encode, pack, unpack
 from transformer_basics.quantized_linear import PackedWeight
 
-__all__ = ["BLOCKS", "SPARE", "block_of", "integer_block", "room_for"]
+__all__ = ["BLOCKS", "block_of", "in_rows", "integer_block", "room_for", "side_by_side"]
 
 BLOCKS = (64, 32)  # 大的优先：刻度少，读得少
-SPARE = 16  # C++ 一次读这么多个刻度：末尾要留一格零，读过头读到的才是好好的数
+MOST_LANES = 16  # 一片至多几行：留地方时按它算
 
 
 def block_of(part: PackedWeight) -> int | None:
@@ -67,18 +76,39 @@ def integer_block(part: PackedWeight, block: int) -> Packed:
 
     形状：(N, G, …) → 编码 (N, G′, block) 或 (N, G′, block/2)，刻度与零点 (N, G′)
     """
-    codes = unpack(part.packed).flatten(1)  # (N, G·g)
-    rows, columns = codes.shape
-    # ① 末尾补零，补到 block 的倍数；零点不是 0 时，补的要还原成 0，所以补的是零点
-    extra = -columns % block
-    if extra:
-        filler = codes.new_zeros(rows, extra) if part.zero is None else part.zero.expand(-1, extra)
+    own = part.stored
+    codes = unpack(own.packed).flatten(1)  # (N, G·g)
+    # ① 末尾补零，补到 block 的倍数；零点不是 0 时，补的要还原成 0，所以补的是零点。
+    #    大的组在末尾补得更多，用不着的几小组去掉
+    rows, columns = len(codes), -(-part.columns // block) * block
+    extra = columns - codes.shape[1]
+    if extra > 0:
+        filler = codes.new_zeros(rows, extra) if own.zero is None else own.zero.expand(-1, extra)
         codes = torch.cat((codes, filler), dim=1)
+    codes = codes[:, :columns]
     # ② 一组切成几组：刻度与零点各抄几份
-    times = codes.shape[1] // block // part.scale.shape[1]
-    scale = part.scale.repeat_interleave(times, dim=1)
-    zero = None if part.zero is None else part.zero.repeat_interleave(times, dim=1)
-    return Packed(pack(codes.view(rows, -1, block), part.bits), scale, zero)
+    times = -(-part.group_size // block)
+    smaller = [None if t is None else t.repeat_interleave(times, dim=1) for t in own[1:]]
+    scale, zero = (None if t is None else t[:, : columns // block] for t in smaller)
+    assert scale is not None
+    return Packed(pack(codes.reshape(rows, -1, block), part.bits), scale, zero)
+
+
+def side_by_side(stored: Tensor, lanes: int, depth: int) -> Tensor:
+    """按行存的换成几行并排：每行取 depth 个字节，lanes 行挨着；行数不够一片的，末尾补零行。
+
+    形状：(N, G, 宽) → (⌈N / lanes⌉, G, 宽 / depth, lanes, depth)，是视图，还没有搬
+    刻度与零点一组一个，就是宽为 1、depth 为 1
+    """
+    stored = F.pad(stored, (0, 0, 0, 0, 0, -len(stored) % lanes))
+    # 拆出「第几片、片里第几行」与「第几步、步里第几个」，再把行挪到步的后面
+    groups, width = stored.shape[1:]
+    return stored.view(-1, lanes, groups, width // depth, depth).permute(0, 2, 3, 1, 4)
+
+
+def in_rows(arranged: Tensor) -> Tensor:
+    """并排摆着的换回按行的：(片, G, 步, 行, depth) → (片, 行, G, 步, depth)，一个字节也不搬。"""
+    return arranged.permute(0, 3, 1, 2, 4)
 
 
 def room_for(layer: Any) -> int:
@@ -86,9 +116,10 @@ def room_for(layer: Any) -> int:
     # 浮点的一个不多；整数的还不知道化成什么样，宁可多要一点
     if not isinstance(layer, PackedWeight):
         return padded(layer.weight.nbytes)
+    rows = layer.rows + -layer.rows % MOST_LANES
     columns = padded(layer.columns + layer.group_size)
-    codes, scales = layer.rows * columns * layer.bits // 8, layer.rows * columns // 32
-    return padded(codes) + padded(2 * (scales + SPARE)) + padded(scales + SPARE)
+    codes, scales = rows * columns * layer.bits // 8, rows * columns // 32
+    return padded(codes) + padded(2 * scales) + padded(scales)
 
 
 def demo() -> None:
@@ -119,7 +150,14 @@ def demo() -> None:
     part = PackedWeight(8, 100, form, encode(weight[:, :100], form))
     stored = integer_block(part, 64)
     print(f"③ 一行 100 个，一行一把：补成 {stored.packed.shape[1]} 组、每组 64 个")
+    assert stored.packed.shape[:2] == stored.scale.shape == (8, 2)
     assert torch.equal(decode(stored, 100), part.weight)
+    # 并排：三行、每行四个字节，两行一片、一次两个
+    rows = torch.arange(12, dtype=torch.int8).view(3, 1, 4)
+    arranged = side_by_side(rows, lanes=2, depth=2).contiguous()
+    print(f"④ 两行并排：{arranged.flatten().tolist()}")
+    assert arranged.flatten().tolist() == [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 0, 0, 10, 11, 0, 0]
+    assert torch.equal(in_rows(arranged).reshape(-1, 1, 4)[:3], rows)
 
 
 def bits_each(stored: Packed) -> float:

@@ -48,18 +48,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from foundation.demonstration import run_demo
 from foundation.large_pages import WeightBlock
 from gpt_model.model import GPT
 from inference import kernel_interface as c_side
-from inference.integer_blocks import SPARE, block_of, integer_block, room_for
+from inference.integer_blocks import block_of, in_rows, integer_block, room_for, side_by_side
 from inference.known_parts import known_block, known_embedding, known_linear, known_norm, parts
 from transformer_basics.layers import NORMS
 from transformer_basics.linear import Linear
-from transformer_basics.quantized_linear import PackedWeight
+from transformer_basics.quantized_linear import PackedWeight, quantized_parts
 
 __all__ = ["KernelPlan"]
 
@@ -75,8 +74,9 @@ class KernelPlan:
     约定：准备好之后不要再训练或改动这个模型；指针指着的张量由 `alive` 留着
     """
 
-    def __init__(self, model: GPT) -> None:
-        self.model = model
+    def __init__(self, model: GPT, lanes: int = 8, depth: int = 2) -> None:
+        # 整数的几行一片、一步几个编码：由编译好的库定，见 integers.h
+        self.model, self.lanes, self.depth = model, lanes, depth
         # C++ 借用的一切：少留一样，那块内存就可能被别人拿去用
         self.alive: list[Any] = []
         self.known = [known_block(block, model) for block in model.blocks]
@@ -89,6 +89,7 @@ class KernelPlan:
             sizes[identity(model.token_embedding)] = room_for(model.token_embedding)
         self.block = WeightBlock(sum(sizes.values()))
         self._placed: dict[int, tuple[Any, ...]] = {}  # 共用的只搬一次
+        self.views: dict[int, Tensor] = {}  # 搬了家的编码：原来的记号 → 新地方的视图
         # ② 按读的次序一层层搬
         blocks = (c_side.BlockStruct * len(model.blocks))()
         for index, block in enumerate(model.blocks):
@@ -103,6 +104,9 @@ class KernelPlan:
         self.struct = self._sizes()
         self.struct.blocks = blocks
         self._ends()
+        # ④ 共用一份的（打分与查表），几处都改为指向新的地方
+        for part in quantized_parts(model).values():
+            part.packed = self.views.get(identity(part), part.packed)
 
     def stretches(self) -> Iterator[tuple[int, int, bool]]:
         """相连的同一家合成一段：（第一块，最后一块的下一块，归 C++ 吗）。
@@ -172,23 +176,20 @@ class KernelPlan:
         return (c_side.KINDS[weight.dtype], *weight.shape, 0, weight.data_ptr(), None, None)
 
     def _integers(self, part: PackedWeight) -> tuple[Any, ...]:
-        """整数的权重：编码、刻度、零点。三样依次放好；化成的样子若与存的相同，缓冲区也改为指向新的地方。
+        """整数的权重：编码、刻度、零点，三样都并排摆好。
 
-        刻度后面留一格零：C++ 一次读一整个寄存器，读过头的那几个要是好好的数
+        化成的字节若与存的相同，缓冲区就改为换回次序的视图，所以没有两份
         """
         block = block_of(part)
         assert block is not None  # 化不成的，known_linear 已经说不认得
         stored = integer_block(part, block)
-        packed = self.block.place(stored.packed)
-        if (
-            stored.packed.numel() == part.packed.numel()
-            and part.bits == 8
-            or part.group_size == block
-        ):
-            part.packed = packed.view(part.packed.shape)
+        packed = self.block.place(side_by_side(stored.packed, self.lanes, self.depth))
+        whole = stored.packed.numel() == part.stored.packed.numel()
+        if whole and (part.bits == 8 or part.group_size == block):
+            self.views[identity(part)] = in_rows(packed)
         # 刻度与零点很小，另放；编码才是大头
-        spare = [F.pad(t.flatten(), (0, SPARE)) for t in stored[1:] if t is not None]
-        places = [self.block.place(tensor) for tensor in spare]
+        small = [t[..., None] for t in stored[1:] if t is not None]
+        places = [self.block.place(side_by_side(t, self.lanes, 1)) for t in small]
         self.alive += [packed, *places]
         zero = places[1].data_ptr() if len(places) > 1 else None
         columns = stored.scale.shape[1] * block

@@ -140,7 +140,9 @@ class PreparedModel(nn.Module):
         self.model = model
         self.kernels = kernels
         # 哪些零件归 C++，一次定好；一个也不认得，就不必绕这一圈
-        plan = None if kernels is None else KernelPlan(model)
+        plan = None
+        if kernels is not None:
+            plan = KernelPlan(model, kernels.vector_width(), kernels.code_depth())
         self.plan = plan if plan is not None and (any(plan.known) or plan.scores) else None
         self.stretches = [] if self.plan is None else list(self.plan.stretches())
         # 整个归 C++、权重是整数：K、V 也存 16 位，长的提示也归它

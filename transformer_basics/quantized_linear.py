@@ -101,7 +101,10 @@ class PackedWeight(nn.Module):
 
         .to() 之后缓冲区会换成新的张量，所以每次现取，不要留着
         """
-        return Packed(self.packed, self.scale, self.zero)
+        # 准备好推理的模型，编码几行并排地摆着（inference/integer_blocks.py），这里换回按行的
+        width = self.group_size * self.bits // 8
+        packed = self.packed.reshape(-1, self.scale.shape[1], width)[: self.rows]
+        return Packed(packed, self.scale, self.zero)
 
     @property
     def weight(self) -> Tensor:
@@ -116,7 +119,7 @@ class PackedWeight(nn.Module):
 
         换设备之后要重来一次：.to() 给两处各做一份
         """
-        self.packed, self.scale, self.zero = other.stored
+        self.packed, self.scale, self.zero = other.packed, other.scale, other.zero
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
         """.to()、.half() 都走这里：设备跟着走，类型不变；转成别的类型，尺子就变了。"""
@@ -259,10 +262,9 @@ class QuantizedEmbedding(PackedWeight):
         """先取行，再还原：一行 D 个数，不必还原整张表。"""
         flat = ids.reshape(-1)  # (B·T,)
         # 取出来的几行也是一个小矩阵，照样还原
-        zero = None if self.zero is None else self.zero[flat]
-        rows = decode(
-            Packed(self.packed[flat], self.scale[flat], zero), self.columns, self.dtype
-        )  # (B·T, D)
+        packed, scale, zero = self.stored
+        some = Packed(packed[flat], scale[flat], None if zero is None else zero[flat])
+        rows = decode(some, self.columns, self.dtype)  # (B·T, D)
         return rows.view(*ids.shape, self.columns)
 
 

@@ -10,6 +10,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <vector>
@@ -51,8 +53,9 @@ using Floats32 = std::vector<float, Lines<float>>;
 
 // 一个核自己的草稿：够大就不再申请
 struct Desk {
-    Floats32 normed, head, scores, scales, offsets, product;
+    Floats32 normed, head, scores, scales, product;
     std::vector<int8_t, Lines<int8_t>> digits;
+    std::vector<int32_t> totals;
 };
 
 float* room(Floats32& v, int64_t n) {
@@ -78,30 +81,56 @@ struct Table {
     Floats32 query, heads, hidden;
     std::vector<int64_t> first, position;
     Ledger shares;
+    Desk rows;  // 长的提示：归一化、取整之后的各行
 };
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// 取整要用的草稿：按最短的组（32 个）留地方
+void lend(Input& in, Desk& desk) {
+    const int64_t padded = (in.columns + 63) / 64 * 64, groups = in.n_rows * (padded / 32);
+    if ((int64_t)desk.digits.size() < 2 * in.n_rows * padded) desk.digits.resize(2 * in.n_rows * padded);
+    if ((int64_t)desk.totals.size() < groups) desk.totals.resize(groups);
+    in.digits = desk.digits.data(), in.totals = desk.totals.data(), in.scales = room(desk.scales, groups);
+}
+
+constexpr int64_t ALONE = 16;  // 至多几行时，各个核各自归一化、取整
 
 struct Pass {
     const Model& model;
     const Step& step;
     Table& table;
     int64_t R, T;
+    int64_t unit;  // 一份活几行权重：几行激活时大些，权重才用得够；一行时小些，好分给几个核
 
-    // 一段的输入：归一化过（或原样）的几行
-    Input input(Desk& desk, const Norm* norm, const float* x, int64_t rows, int64_t columns) const {
-        const float* source = x;
-        if (norm && norm->kind != NO_NORM) {
-            float* y = room(desk.normed, rows * columns);
-            for (int64_t r = 0; r < rows; r++) normalize(*norm, x + r * columns, columns, y + r * columns);
-            source = y;
-        }
-        const int64_t padded = (columns + 63) / 64 * 64, groups = (padded / 32 + W - 1) / W * W;
-        Input in = {source, rows, columns};
-        if ((int64_t)desk.digits.size() < 2 * rows * padded) desk.digits.resize(2 * rows * padded);
-        in.digits = desk.digits.data();
-        in.scales = room(desk.scales, rows * groups);
-        in.offsets = room(desk.offsets, rows * groups);
+    // 一段的输入：归一化过（或原样）的几行；给整数的权重用的还要取整。
+    // 几百行时（长的提示）大家分着做，做完再乘；几行时各做一遍，比等别人快
+    using Matrices = std::initializer_list<const Matrix*>;
+    Input input(Desk& desk, Worker& worker, Matrices all, const Norm* norm, const float* x, int64_t columns) const {
+        int64_t block = 0;
+        bool agree = true;  // 几个矩阵的组一样大，取整才能只做一次
+        for (const Matrix* w : all)
+            if (w->kind >= INT8) agree = agree && (block == 0 || block == w->block), block = w->block;
+        return R > ALONE && agree ? together(worker, block, norm, x, columns) : alone(desk, norm, x, R, columns);
+    }
+
+    Input alone(Desk& desk, const Norm* norm, const float* x, int64_t rows, int64_t columns) const {
+        Input in = {norm && norm->kind != NO_NORM ? room(desk.normed, rows * columns) : x, rows, columns};
+        if (in.x != x)
+            for (int64_t r = 0; r < rows; r++) normalize(*norm, x + r * columns, columns, desk.normed.data() + r * columns);
+        lend(in, desk);
+        return in;
+    }
+
+    Input together(Worker& worker, int64_t block, const Norm* norm, const float* x, int64_t columns) const {
+        const bool normed = norm && norm->kind != NO_NORM;
+        Input in = {normed ? table.rows.normed.data() : x, R, columns};
+        in.digits = table.rows.digits.data(), in.scales = table.rows.scales.data(), in.totals = table.rows.totals.data();
+        worker.share(R, [&](int64_t r) {
+            if (normed) normalize(*norm, x + r * columns, columns, table.rows.normed.data() + r * columns);
+            quantize(in, block, r, r + 1);
+        });
+        in.block = block;
         return in;
     }
 
@@ -157,18 +186,18 @@ struct Pass {
         for (int64_t layer = step.first_block; layer < step.last_block; layer++) {
             const Block& block = model.blocks[layer];
             const bool pre = !model.post_norm;
-            Input in = input(desk, pre ? &block.attention_norm : nullptr, x, R, D);
+            Input in = input(desk, worker, {&block.query, &block.key, &block.value}, pre ? &block.attention_norm : nullptr, x, D);
             worker.share(H + 2 * G, [&](int64_t u) { project_head(block, in, u, layer, desk); });
             worker.share(R * H, [&](int64_t i) { attend_head(layer, i / H, i % H, desk); });
             // ③ 各头的发现混合起来，加到主路上
-            in = input(desk, nullptr, table.heads.data(), R, H * model.head_dim);
+            in = input(desk, worker, {&block.output}, nullptr, table.heads.data(), H * model.head_dim);
             add_to(x, block.output, in, desk, worker);
             if (!pre) settle(block.attention_norm, x, worker);
             // ④ 变宽、激活：门与宽的同一段由同一个核算，当场相乘
-            in = input(desk, pre ? &block.ffn_norm : nullptr, x, R, D);
-            worker.share((F + CHUNK - 1) / CHUNK, [&](int64_t i) { widen(block, in, i * CHUNK, least(i * CHUNK + CHUNK, F), desk); });
+            in = input(desk, worker, {&block.up, &block.gate}, pre ? &block.ffn_norm : nullptr, x, D);
+            worker.share((F + unit - 1) / unit, [&](int64_t i) { widen(block, in, i * unit, least(i * unit + unit, F), desk); });
             // ⑤ 变窄，加到主路上
-            in = input(desk, nullptr, table.hidden.data(), R, F);
+            in = input(desk, worker, {&block.down}, nullptr, table.hidden.data(), F);
             add_to(x, block.down, in, desk, worker);
             if (!pre) settle(block.ffn_norm, x, worker);
         }
@@ -189,8 +218,8 @@ struct Pass {
 
     void add_to(float* x, const Matrix& w, Input& in, Desk& desk, Worker& worker) const {
         const int64_t N = w.rows;
-        worker.share((N + CHUNK - 1) / CHUNK, [&](int64_t i) {
-            multiply(w, in, i * CHUNK, least(i * CHUNK + CHUNK, N), out(desk),
+        worker.share((N + unit - 1) / unit, [&](int64_t i) {
+            multiply(w, in, i * unit, least(i * unit + unit, N), out(desk),
                      [&](int64_t r, int64_t n, float v) { x[r * N + n] += v; });
         });
     }
@@ -219,9 +248,9 @@ struct Pass {
             for (int64_t b = 0; b < rows; b++) put(last + b * D, x + (b * T + T - 1) * D, D);
             x = last;
         }
-        Input in = input(desk, &model.final_norm, x, rows, D);
-        worker.share((V + CHUNK - 1) / CHUNK, [&](int64_t i) {
-            const int64_t begin = i * CHUNK, end = least(begin + CHUNK, V);
+        Input in = alone(desk, &model.final_norm, x, rows, D);
+        worker.share((V + unit - 1) / unit, [&](int64_t i) {
+            const int64_t begin = i * unit, end = least(begin + unit, V);
             multiply(model.head, in, begin, end, out(desk),
                      [&](int64_t r, int64_t n, float v) { step.logits[r * V + n] = v; });
             if (model.softcap == 0.0) return;
@@ -280,9 +309,14 @@ EXPORT int forward(const Model* model, const Step* step) {
     room(table.query, R * model->n_heads * model->head_dim);
     room(table.heads, R * model->n_heads * model->head_dim);
     room(table.hidden, R * model->ffn_dim);
-    const Pass pass = {*model, *step, table, R, step->n_new};
-    // 每块至多七段，再加查表与打分
-    const int64_t phases = 7 * (step->last_block - step->first_block) + 2;
+    const Pass pass = {*model, *step, table, R, step->n_new, R > 1 ? CHUNK : CHUNK / 2};
+    if (R > ALONE) {
+        Input widest = {nullptr, R, std::max({model->dim, model->n_heads * model->head_dim, model->ffn_dim})};
+        room(table.rows.normed, R * model->dim);
+        lend(widest, table.rows);
+    }
+    // 每块至多十一段，再加查表与打分
+    const int64_t phases = 11 * (step->last_block - step->first_block) + 2;
     const int64_t threads = least(step->n_threads, MOST_THREADS);
     table.shares.clear(phases, threads);
     const Team team = {table.shares.items, threads};
@@ -321,4 +355,6 @@ EXPORT float read_all(const float* data, int64_t n, int64_t n_threads) {
     return total;
 }
 
+// 整数的权重要怎样排，见 integers.h
 EXPORT int vector_width() { return W; }
+EXPORT int code_depth() { return DEPTH; }

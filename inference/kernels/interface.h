@@ -13,13 +13,14 @@ enum Kind : int64_t { NONE = 0, FLOAT32 = 1, BFLOAT16 = 2, INT8 = 3, INT4 = 4 };
 enum NormKind : int64_t { NO_NORM = 0, LAYER_NORM = 1, RMS_NORM = 2 };
 enum Activation : int64_t { RELU = 0, RELU2 = 1, SILU = 2, GELU_TANH = 3, GELU = 4 };
 
-// 一个线性层 y = Wx + b；W 按行存：第 n 行的 K 个数挨在一起，就是第 n 个输出要读的全部
+// 一个线性层 y = Wx + b；浮点的 W 按行存：第 n 行的 K 个数挨在一起，就是第 n 个输出要读的全部；
+// 整数的 W 按片存：几行并排，见 integers.h
 struct Matrix {
     Kind kind;
     int64_t rows, columns;  // N、K；INT8 与 INT4 的 K 已补成 block 的倍数
     int64_t block;          // INT8、INT4：几个权重共用一个刻度（32 或 64）
     const void* data;       // float32、bfloat16、int8，或每字节两个的四比特
-    const bf16* scale;      // (N, K / block)
+    const bf16* scale;      // (⌈N / 片⌉, K / block, 片)
     const int8_t* zero;     // 同上，或空：ŵ = scale·(q − zero)
     const float* bias;      // (N,) 或空
 };

@@ -2,7 +2,7 @@
 #pragma once
 #include <math.h>
 
-#include "products.h"
+#include "integers.h"
 
 // eˣ = 2ⁿ·eʳ，n = round(x / ln 2)，|r| ≤ ln 2 / 2；eʳ 用六次多项式，误差与 float32 的一格相当
 static inline Vec exponential(Vec x) {
@@ -125,20 +125,21 @@ static inline void average(const float* p, const T* values, int64_t n, int64_t d
     UNROLL for (int c = 0; c < C; c++) store(out + c * W, (even[c] + odd[c]) / set(total));
 }
 
-// 词表的第 i 行的第 k 个数：浮点的直接取，整数的还原，ŵ = scale·(q − zero)
+// 词表的第 i 行的第 k 个数：浮点的直接取，整数的还原，ŵ = scale·(q − zero)；整数的怎样排，见 integers.h
 static inline float entry(const Matrix& table, int64_t i, int64_t k) {
-    const int64_t at = i * table.columns + k;
-    if (table.kind == FLOAT32) return ((const float*)table.data)[at];
-    if (table.kind == BFLOAT16) return number(((const bf16*)table.data)[at]);
-    const int64_t group = at / table.block;
+    if (table.kind == FLOAT32) return ((const float*)table.data)[i * table.columns + k];
+    if (table.kind == BFLOAT16) return number(((const bf16*)table.data)[i * table.columns + k]);
+    const int64_t B = table.block, group = i / W * (table.columns / B) + k / B, inside = k % B, half = B / 2;
+    // 第 j 步里的第几个字节
+    const auto place = [&](int64_t j) { return (j / DEPTH * W + i % W) * DEPTH + j % DEPTH; };
     int q;
-    if (table.kind == INT8) q = ((const int8_t*)table.data)[at];
+    if (table.kind == INT8) q = ((const int8_t*)table.data)[group * B * W + place(inside)];
     else {  // 组里的前一半在低四位，后一半在高四位
-        const int64_t half = table.block / 2, inside = at % table.block;
-        const uint8_t two = ((const uint8_t*)table.data)[group * half + inside % half];
+        const uint8_t two = ((const uint8_t*)table.data)[group * half * W + place(inside % half)];
         q = (inside < half ? two & 15 : two >> 4) - 8;
     }
-    return number(table.scale[group]) * (float)(q - (table.zero ? table.zero[group] : 0));
+    const int64_t at = group * W + i % W;
+    return number(table.scale[at]) * (float)(q - (table.zero ? table.zero[at] : 0));
 }
 
 // 一个查询头：q (d,) 看 n 个键值 (n, d) → out (d,)；scores 是 n 个数的草稿

@@ -14,51 +14,15 @@
 // 它跑得越不够远；量出来 1–4 KB 都好，不预取少三成
 static constexpr int64_t AHEAD = 2048;
 
-// 几行激活，和它们取成 16 位整数的样子（给 INT8、INT4 的权重用）
+// 几行激活，和它们取成 16 位整数的样子（给 INT8、INT4 的权重用，见 integers.h）
 struct Input {
     const float* x;      // (R, K)
     int64_t n_rows, columns;
     int64_t block = 0;   // 0：还没有取整
-    int8_t* digits = nullptr;  // (R, K′) 每个两字节，怎样排由 vector_*.h 定
-    float* scales = nullptr;   // (R, ⌈K′/block⌉ 凑成 W 的倍数)
-    float* offsets = nullptr;  // 同上：刻度乘「这一组的整数之和」
-    int64_t scale_stride = 0;
+    int8_t* digits = nullptr;   // (R, K′) 每个两字节，怎样排由 vector_*.h 定
+    float* scales = nullptr;    // (R, K′/block)：一组共用的刻度
+    int32_t* totals = nullptr;  // 同上：一组的整数之和
 };
-
-template <int B>
-static void quantize(Input& in, int64_t columns) {
-    const int64_t blocks = columns / B, stride = (blocks + W - 1) / W * W;
-    static const uint8_t ones[32] = {0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11,
-                                     0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11,
-                                     0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11};
-    const Codes one = codes_int4<B>(ones);
-    for (int64_t r = 0; r < in.n_rows; r++) {
-        float* scales = in.scales + r * stride;
-        float* offsets = in.offsets + r * stride;
-        for (int64_t b = 0; b < stride; b++) scales[b] = offsets[b] = 0.0f;
-        for (int64_t b = 0; b < blocks; b++) {
-            float last[B];  // 最后一组可能不满：补零
-            const float* x = in.x + r * in.columns + b * B;
-            if ((b + 1) * B > in.columns) {
-                for (int i = 0; i < B; i++) last[i] = b * B + i < in.columns ? x[i] : 0.0f;
-                x = last;
-            }
-            Vec most = zero(), poison = zero();
-            for (int i = 0; i < B; i += W) {
-                most = maximum(magnitude(load(x + i)), most);
-                poison = fma(load(x + i), zero(), poison);  // 有 NaN 或无穷大就变成 NaN
-            }
-            const float range = largest(most);
-            int8_t* digits = in.digits + 2 * (r * columns + b * B);
-            const bool usable = range > 1e-30f;  // 全零的组：编码都是 0，刻度也是 0
-            pack<B>(x, usable ? 32639.0f / range : 0.0f, digits);
-            scales[b] = (usable ? range / 32639.0f : 0.0f) + sum(poison);
-            offsets[b] = scales[b] * sum(inner<B>(one, digits));
-        }
-    }
-    in.block = B;
-    in.scale_stride = stride;
-}
 
 // 预取往哪里走：每算一步，请内存送来 P 处，每处往前挪 stride 字节
 //   一行激活：  读到哪里，就请 AHEAD 之后的
@@ -115,125 +79,44 @@ static inline void tile(const Matrix& w, int64_t row, const Input& in, int64_t r
     totals<N * M>(acc, out);
 }
 
-// 同上，权重是整数：Σₖ ŵₖxₖ = Σ_组 s_w·s_x·(Σ q·x̂ − 多加的·Σ x̂)；括号里全是整数，一位不差
-template <int B, bool FOUR, int M, int N, int P>
-static inline void integer_tile(const Matrix& w, int64_t row, const Input& in, int64_t r, Ahead& ahead, float* out) {
-    const int64_t blocks = w.columns / B, row_bytes = FOUR ? w.columns / 2 : w.columns;
-    const Vec surplus = set(FOUR ? -8.0f : -(float)INT8_SHIFT);
-    const char* rows = (const char*)w.data + row * row_bytes;
-    const int8_t* digits = in.digits + 2 * r * w.columns;
-    Vec acc[N * M];
-    UNROLL for (int i = 0; i < N * M; i++) acc[i] = zero();
-    for (int64_t first = 0; first < blocks; first += W) {
-        // ① 先把 W 组的刻度乘好：s_w·s_x，一条指令一批
-        float scales[N * M][W];
-        UNROLL for (int m = 0; m < M; m++) {
-            const int64_t place = (row + m) * blocks + first;
-            const Vec own = load(w.scale + place);
-            const Vec more = w.zero ? surplus - load(w.zero + place) : surplus;
-            UNROLL for (int n = 0; n < N; n++) {
-                const int64_t at = (r + n) * in.scale_stride + first;
-                store(scales[n * M + m], own * load(in.scales + at));
-                acc[n * M + m] = fma(own * more, load(in.offsets + at), acc[n * M + m]);
-            }
-        }
-        // ② 一组一组：整数内积，变成浮点，乘刻度
-        const int64_t last = first + W < blocks ? first + W : blocks;
-        for (int64_t b = first; b < last; b++) {
-            ahead.step<P>();
-            UNROLL for (int m = 0; m < M; m++) {
-                const char* data = rows + m * row_bytes + (FOUR ? b * B / 2 : b * B);
-                const Codes codes = FOUR ? codes_int4<B>(data) : codes_int8<B>(data);
-                UNROLL for (int n = 0; n < N; n++)
-                    acc[n * M + m] = fma(inner<B>(codes, digits + 2 * (n * w.columns + b * B)),
-                                         set(scales[n * M + m][b - first]), acc[n * M + m]);
-            }
-        }
-    }
-    totals<N * M>(acc, out);
-}
-
-// 权重的每一种存法：怎样算 M×N 的一小块；一步（W 个或一组）的一行权重占几个字节
-template <class T>
-struct Floats {
-    static constexpr int64_t BYTES = W * sizeof(T);
-    static int64_t row_bytes(const Matrix& w) { return w.columns * sizeof(T); }
-    template <int M, int N, int P>
-    static inline void part(const Matrix& w, int64_t row, const Input& in, int64_t r, Ahead& ahead, float* out) {
-        tile<T, M, N, P>(w, row, in, r, ahead, out);
-    }
-};
-template <int B, bool FOUR>
-struct Integers {
-    static constexpr int64_t BYTES = FOUR ? B / 2 : B;
-    static int64_t row_bytes(const Matrix& w) { return FOUR ? w.columns / 2 : w.columns; }
-    template <int M, int N, int P>
-    static inline void part(const Matrix& w, int64_t row, const Input& in, int64_t r, Ahead& ahead, float* out) {
-        integer_tile<B, FOUR, M, N, P>(w, row, in, r, ahead, out);
-    }
-};
-
-static constexpr int64_t CHUNK = 16;  // 一次算多少行权重
+static constexpr int64_t CHUNK = 32;  // 一次至多算多少行权重
 static constexpr int TALL = 4, WIDE = W / TALL;  // 几行激活时的一小块：正好 W 个累加器
 
 // 第 begin … end−1 行（至多 CHUNK 行）乘全部的 x：out[r·CHUNK + i] = W[begin + i]·x[r]
-template <class Kind>
+template <class T>
 static void chunk(const Matrix& w, const Input& in, int64_t begin, int64_t end, float* out) {
+    static constexpr int64_t STEP = W * sizeof(T);  // 一步读一行权重的几个字节
     const char* data = (const char*)w.data;
-    const int64_t row_bytes = Kind::row_bytes(w);
+    const int64_t row_bytes = w.columns * sizeof(T);
     int64_t n = begin;
     if (in.n_rows == 1) {  // 写一个词元：一行一行地读，内存里只有一条连续的路
         for (; n < end; n++) {
-            Ahead ahead = {data + n * row_bytes + AHEAD, Kind::BYTES};
-            Kind::template part<1, 1, 1>(w, n, in, 0, ahead, out + n - begin);
+            Ahead ahead = {data + n * row_bytes + AHEAD, STEP};
+            tile<T, 1, 1, 1>(w, n, in, 0, ahead, out + n - begin);
         }
         return;
     }
     float square[WIDE * TALL], column[TALL];
     const int64_t passes = in.n_rows < WIDE ? 1 : in.n_rows / WIDE;
+    const bool few = passes < TALL;  // 批少，每批就要多请几处
     for (; n + TALL <= end; n += TALL) {  // 几行激活：四行权重留在缓存里，给所有的 x 用完再走
-        const bool few = passes < TALL;  // 批少，每批就要多请几处
-        Ahead ahead = {data + (n + TALL) * row_bytes, (few ? 1 : TALL) * Kind::BYTES / passes};
+        Ahead ahead = {data + (n + TALL) * row_bytes, (few ? 1 : TALL) * STEP / passes};
         int64_t r = 0;
         for (; r + WIDE <= in.n_rows; r += WIDE) {
-            if (few) Kind::template part<TALL, WIDE, TALL>(w, n, in, r, ahead, square);
-            else Kind::template part<TALL, WIDE, 1>(w, n, in, r, ahead, square);
+            if (few) tile<T, TALL, WIDE, TALL>(w, n, in, r, ahead, square);
+            else tile<T, TALL, WIDE, 1>(w, n, in, r, ahead, square);
             for (int i = 0; i < WIDE; i++)
                 for (int m = 0; m < TALL; m++) out[(r + i) * CHUNK + n - begin + m] = square[i * TALL + m];
         }
         for (; r < in.n_rows; r++) {
-            Kind::template part<TALL, 1, 1>(w, n, in, r, ahead, column);
+            tile<T, TALL, 1, 1>(w, n, in, r, ahead, column);
             for (int m = 0; m < TALL; m++) out[r * CHUNK + n - begin + m] = column[m];
         }
     }
     for (; n < end; n++)
         for (int64_t r = 0; r < in.n_rows; r++) {
-            Ahead ahead = {data + n * row_bytes, Kind::BYTES};
-            float one;
-            Kind::template part<1, 1, 1>(w, n, in, r, ahead, &one);
-            out[r * CHUNK + n - begin] = one;
+            Ahead ahead = {data + n * row_bytes, STEP};
+            tile<T, 1, 1, 1>(w, n, in, r, ahead, square);
+            out[r * CHUNK + n - begin] = square[0];
         }
-}
-
-// y[r][n] = W[n]·x[r] + b[n]，n 从 begin 到 end；每得到一个就交给 emit(r, n, 值)
-template <class Emit>
-static inline void multiply(const Matrix& w, Input& in, int64_t begin, int64_t end, float* out, Emit emit) {
-    if (w.kind >= INT8 && in.block != w.block) {
-        if (w.block == 64) quantize<64>(in, w.columns);
-        else quantize<32>(in, w.columns);
-    }
-    for (int64_t n = begin; n < end; n += CHUNK) {
-        const int64_t stop = n + CHUNK < end ? n + CHUNK : end;
-        if (w.kind == FLOAT32) chunk<Floats<float>>(w, in, n, stop, out);
-        else if (w.kind == BFLOAT16) chunk<Floats<bf16>>(w, in, n, stop, out);
-        else if (w.kind == INT8 && w.block == 64) chunk<Integers<64, false>>(w, in, n, stop, out);
-        else if (w.kind == INT8) chunk<Integers<32, false>>(w, in, n, stop, out);
-        else if (w.block == 64) chunk<Integers<64, true>>(w, in, n, stop, out);
-        else chunk<Integers<32, true>>(w, in, n, stop, out);
-        for (int64_t r = 0; r < in.n_rows; r++)
-            for (int64_t i = n; i < stop; i++) {
-                const float value = out[r * CHUNK + i - n];
-                emit(r, i, w.bias ? value + w.bias[i] : value);
-            }
-    }
 }

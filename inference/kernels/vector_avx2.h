@@ -16,9 +16,6 @@ static inline Vec load(const bf16* p) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
 }
-static inline Vec load(const int8_t* p) {
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)))};
-}
 static inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
 static inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 static inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -61,47 +58,56 @@ static inline Vec scale_by_power(Vec a, Vec n) {
 }
 static inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
-// ── 整数：激活取成 16 位整数，权重是 8 位或 4 位 ────────────────────────────────
-template <int B>  // 一组 B 个激活 → B 个 int16
-static inline void pack(const float* x, float inverse, int8_t* digits) {
+// ── 整数：激活取成 16 位整数，权重是 8 位或 4 位，变宽成 16 位再乘 ────────────────
+static constexpr int DEPTH = 2;       // 一条指令里，一行权重的几个编码
+static constexpr int INT8_SHIFT = 0;  // 乘的数比真正的编码大多少
+static constexpr int PANELS = 1, MANY = 4;  // 几片权重、几行激活一起
+
+template <int B>  // 一组 B 个激活 → B 个 int16；返回它们（取整之后）的和
+static inline int32_t pack(const float* x, float inverse, int8_t* digits) {
     const __m256 scale = _mm256_set1_ps(inverse);
+    __m256i total = _mm256_setzero_si256();
     for (int i = 0; i < B; i += 16) {
         const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), scale));
         const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8), scale));
         // packs 在两个 128 位里各自拼接，所以还要换一次次序
         const __m256i q = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
         _mm256_storeu_si256((__m256i*)(digits + 2 * i), q);
+        total = _mm256_add_epi32(total, _mm256_add_epi32(a, b));
     }
+    int32_t each[8], all = 0;
+    _mm256_storeu_si256((__m256i*)each, total);
+    for (int i = 0; i < 8; i++) all += each[i];
+    return all;
 }
 
-struct Codes { __m128i q[4]; };  // 每 16 个一份
+struct Codes { __m256i q; };  // 8 行权重，每行 2 个编码
 
+static inline Codes codes_int8(const char* data) {
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)data))};
+}
+static inline Codes low_int4(const char* data) {
+    return {_mm256_and_si256(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)data)), _mm256_set1_epi16(15))};
+}
+static inline Codes high_int4(const char* data) {
+    return {_mm256_srli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)data)), 4)};
+}
+
+struct Total { __m256i sum; };  // 8 行权重各一个整数
+
+static inline Total start(int32_t a) { return {_mm256_set1_epi32(a)}; }
+// 减去 零点 × 激活之和
+static inline void subtract(Total& t, const int8_t* zero, int32_t x) {
+    const __m256i z = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)zero));
+    t.sum = _mm256_sub_epi32(t.sum, _mm256_mullo_epi32(z, _mm256_set1_epi32(x)));
+}
+struct Few { __m256i x; };  // 2 个激活，抄 8 份
 template <int B>
-static inline Codes codes_int8(const void* data) {
-    Codes c;
-    for (int i = 0; i < B / 16; i++) c.q[i] = _mm_loadu_si128((const __m128i*)data + i);
-    return c;
+static inline Few digits_at(const int8_t* digits, int j) {
+    int32_t x;
+    memcpy(&x, digits + 4 * j, 4);
+    return {_mm256_set1_epi32(x)};
 }
-
-template <int B>  // 低四位是前一半，高四位是后一半；存的是 q + 8
-static inline Codes codes_int4(const void* data) {
-    Codes c;
-    const __m128i low = _mm_set1_epi8(15);
-    for (int i = 0; i < B / 32; i++) {
-        const __m128i p = _mm_loadu_si128((const __m128i*)data + i);
-        c.q[i] = _mm_and_si128(p, low);
-        c.q[B / 32 + i] = _mm_and_si128(_mm_srli_epi16(p, 4), low);
-    }
-    return c;
-}
-
-template <int B>  // 一组权重与一组激活的内积；结果分在 8 个格里，最后 sum 才加起来
-static inline Vec inner(Codes c, const int8_t* digits) {
-    __m256i s = _mm256_setzero_si256();
-    for (int i = 0; i < B / 16; i++) {
-        const __m256i x = _mm256_loadu_si256((const __m256i*)digits + i);
-        s = _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_cvtepi8_epi16(c.q[i]), x));
-    }
-    return {_mm256_cvtepi32_ps(s)};
-}
-static constexpr int INT8_SHIFT = 0;  // 存的数比真正的编码大多少
+// 8 行权重的各 2 个编码，乘同样的 2 个激活
+static inline void add(Total& t, Codes c, Few x) { t.sum = _mm256_add_epi32(t.sum, _mm256_madd_epi16(c.q, x.x)); }
+static inline Vec finish(Total t) { return {_mm256_cvtepi32_ps(t.sum)}; }

@@ -15,9 +15,6 @@ static inline Vec load(const bf16* p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
-static inline Vec load(const int8_t* p) {
-    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
-}
 static inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
 static inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 static inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -59,9 +56,14 @@ static inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HI
 
 // ── 整数：VNNI 只会「无符号 8 位 × 有符号 8 位」，所以 16 位的激活拆成两个「256 进制的数字」──
 //      x = 256·高 + 低，高、低都在 −128…127；Σ qx = 256·Σ q·高 + Σ q·低，一位不差
-// 权重变成无符号的：INT4 存的就是 q + 8；INT8 翻转符号位，等于加 128；多加的部分最后减掉
-template <int B>  // 一组 B 个激活 → B 个高位、B 个低位
-static inline void pack(const float* x, float inverse, int8_t* digits) {
+// 权重变成无符号的：INT4 存的就是 q + 8；INT8 翻转符号位，等于加 128；多加的部分从开头就减掉
+static constexpr int DEPTH = 4;         // 一条指令里，一行权重的几个编码
+static constexpr int INT8_SHIFT = 128;  // 乘的数比真正的编码大多少
+static constexpr int PANELS = 2, MANY = 4;  // 几片权重、几行激活一起：累加器正好放得下
+
+template <int B>  // 一组 B 个激活 → B 个高位、B 个低位；返回它们（取整之后）的和
+static inline int32_t pack(const float* x, float inverse, int8_t* digits) {
+    __m512i total = _mm512_setzero_si512();
     for (int i = 0; i < B; i += 16) {
         const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(inverse)));
         // 低位取有符号的：先加 128 再取整除，高位才不会差一
@@ -69,44 +71,49 @@ static inline void pack(const float* x, float inverse, int8_t* digits) {
         const __m512i low = _mm512_sub_epi32(q, _mm512_slli_epi32(high, 8));
         _mm_storeu_si128((__m128i*)(digits + i), _mm512_cvtepi32_epi8(high));
         _mm_storeu_si128((__m128i*)(digits + B + i), _mm512_cvtepi32_epi8(low));
+        total = _mm512_add_epi32(total, q);
     }
+    return _mm512_reduce_add_epi32(total);
 }
 
-struct Codes { __m512i q; };
+struct Codes { __m512i q; };  // 16 行权重，每行 4 个编码
 
-template <int B>
-static inline Codes codes_int8(const void* data) {
-    if (B == 32) {
-        const __m256i q = _mm256_loadu_si256((const __m256i*)data);
-        return {_mm512_castsi256_si512(_mm256_xor_si256(q, _mm256_set1_epi8(-128)))};
-    }
+static inline Codes codes_int8(const char* data) {
     return {_mm512_xor_si512(_mm512_loadu_si512(data), _mm512_set1_epi8(-128))};
 }
-
-template <int B>  // 低四位是前一半，高四位是后一半：同一份字节抄成两份，后一份右移四位
-static inline Codes codes_int4(const void* data) {
-    if (B == 32) {
-        const __m256i two = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)data));
-        const __m256i shift = _mm256_setr_epi64x(0, 0, 4, 4);
-        return {_mm512_castsi256_si512(_mm256_and_si256(_mm256_srlv_epi64(two, shift), _mm256_set1_epi8(15)))};
-    }
-    const __m512i two = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)data));
-    const __m512i shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
-    return {_mm512_and_si512(_mm512_srlv_epi64(two, shift), _mm512_set1_epi8(15))};
+static inline Codes low_int4(const char* data) {
+    return {_mm512_and_si512(_mm512_loadu_si512(data), _mm512_set1_epi8(15))};
+}
+static inline Codes high_int4(const char* data) {
+    return {_mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(data), 4), _mm512_set1_epi8(15))};
 }
 
-template <int B>  // 一组权重与一组激活的内积；结果分在 16 个格里，最后 sum 才加起来
-static inline Vec inner(Codes c, const int8_t* digits) {
-    if (B == 32) {
-        const __m256i q = _mm512_castsi512_si256(c.q);
-        __m256i s = _mm256_dpbusd_epi32(_mm256_setzero_si256(), q, _mm256_loadu_si256((const __m256i*)digits));
-        s = _mm256_slli_epi32(s, 8);
-        s = _mm256_dpbusd_epi32(s, q, _mm256_loadu_si256((const __m256i*)(digits + 32)));
-        return {_mm512_cvtepi32_ps(_mm512_zextsi256_si512(s))};
-    }
-    __m512i s = _mm512_dpbusd_epi32(_mm512_setzero_si512(), c.q, _mm512_loadu_si512(digits));
-    s = _mm512_slli_epi32(s, 8);
-    s = _mm512_dpbusd_epi32(s, c.q, _mm512_loadu_si512(digits + 64));
-    return {_mm512_cvtepi32_ps(s)};
+struct Total { __m512i high, low; };  // 16 行权重各一个整数
+
+static inline Total start(int32_t a) { return {_mm512_setzero_si512(), _mm512_set1_epi32(a)}; }
+// 减去 零点 × 激活之和
+static inline void subtract(Total& t, const int8_t* zero, int32_t x) {
+    const __m512i z = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)zero));
+    t.low = _mm512_sub_epi32(t.low, _mm512_mullo_epi32(z, _mm512_set1_epi32(x)));
 }
-static constexpr int INT8_SHIFT = 128;  // 存的数比真正的编码大多少
+struct Few { __m512i high, low; };  // 4 个激活，抄 16 份
+template <int B>
+static inline Few digits_at(const int8_t* digits, int j) {
+    int32_t high, low;
+    __builtin_memcpy(&high, digits + 4 * j, 4);
+    __builtin_memcpy(&low, digits + B + 4 * j, 4);
+    return {_mm512_set1_epi32(high), _mm512_set1_epi32(low)};
+}
+// 16 行权重的各 4 个编码，乘同样的 4 个激活
+static inline void add(Total& t, Codes c, Few x) {
+#if defined(__clang__)
+    t.high = _mm512_dpbusd_epi32(t.high, c.q, x.high);
+    t.low = _mm512_dpbusd_epi32(t.low, c.q, x.low);
+#else  // GCC 12 用那个函数时，每条指令之外再搬一次累加器，慢一半；写明「就地加」就不搬
+    asm("vpdpbusd %2, %1, %0" : "+v"(t.high) : "v"(c.q), "v"(x.high));
+    asm("vpdpbusd %2, %1, %0" : "+v"(t.low) : "v"(c.q), "v"(x.low));
+#endif
+}
+static inline Vec finish(Total t) {
+    return {_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(t.high, 8), t.low))};
+}

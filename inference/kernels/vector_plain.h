@@ -25,7 +25,6 @@ static inline Vec load(const bf16* p) {
     memcpy(r.v, wide, sizeof wide);
     return r;
 }
-static inline Vec load(const int8_t* p) { Vec r; EACH r.v[i] = p[i]; return r; }
 static inline void store(float* p, Vec a) { EACH p[i] = a.v[i]; }
 static inline Vec fma(Vec a, Vec b, Vec c) { EACH c.v[i] += a.v[i] * b.v[i]; return c; }
 static inline Vec operator+(Vec a, Vec b) { EACH a.v[i] += b.v[i]; return a; }
@@ -62,40 +61,52 @@ static inline void prefetch(const void* p) {
 }
 
 // ── 整数：激活取成 16 位整数，权重是 8 位或 4 位 ────────────────────────────────
-// 一组 B 个激活占 2·B 个字节：普通写法里就是 B 个 int16
+static constexpr int DEPTH = 2;       // 一步里，一行权重的几个编码
+static constexpr int INT8_SHIFT = 0;  // 乘的数比真正的编码大多少
+static constexpr int PANELS = 1, MANY = 4;  // 几片权重、几行激活一起
+
+// 一组 B 个激活占 2·B 个字节：普通写法里就是 B 个 int16；返回它们的和
 template <int B>
-static inline void pack(const float* x, float inverse, int8_t* digits) {
+static inline int32_t pack(const float* x, float inverse, int8_t* digits) {
     int16_t q[B];
-    for (int i = 0; i < B; i++) q[i] = (int16_t)lrintf(x[i] * inverse);
+    int32_t all = 0;
+    for (int i = 0; i < B; i++) all += q[i] = (int16_t)lrintf(x[i] * inverse);
     memcpy(digits, q, sizeof q);
+    return all;
 }
 
-struct Codes { int8_t q[64]; };
+struct Codes { int16_t q[DEPTH][W]; };  // 8 行权重，每行 2 个编码
 
-template <int B>
-static inline Codes codes_int8(const void* data) {
+static inline Codes codes_int8(const char* data) {
     Codes c;
-    memcpy(c.q, data, B);
+    for (int k = 0; k < DEPTH; k++) EACH c.q[k][i] = (int8_t)data[i * DEPTH + k];
+    return c;
+}
+static inline Codes low_int4(const char* data) {
+    Codes c;
+    for (int k = 0; k < DEPTH; k++) EACH c.q[k][i] = (uint8_t)data[i * DEPTH + k] & 15;
+    return c;
+}
+static inline Codes high_int4(const char* data) {
+    Codes c;
+    for (int k = 0; k < DEPTH; k++) EACH c.q[k][i] = (uint8_t)data[i * DEPTH + k] >> 4;
     return c;
 }
 
-template <int B>  // 低四位是前一半，高四位是后一半；存的是 q + 8
-static inline Codes codes_int4(const void* data) {
-    Codes c;
-    const uint8_t* p = (const uint8_t*)data;
-    for (int i = 0; i < B / 2; i++) c.q[i] = (int8_t)(p[i] & 15), c.q[B / 2 + i] = (int8_t)(p[i] >> 4);
-    return c;
-}
+struct Total { int32_t sum[W]; };  // 8 行权重各一个整数
 
+static inline Total start(int32_t a) { Total t; EACH t.sum[i] = a; return t; }
+static inline void subtract(Total& t, const int8_t* zero, int32_t x) { EACH t.sum[i] -= zero[i] * x; }
+struct Few { int16_t x[DEPTH]; };  // 2 个激活
 template <int B>
-static inline Vec inner(Codes c, const int8_t* digits) {
-    int16_t x[B];
-    memcpy(x, digits, sizeof x);
-    int s[W] = {0};
-    for (int j = 0; j < B; j += W) EACH s[i] += (int)c.q[j + i] * x[j + i];
-    Vec r;
-    EACH r.v[i] = (float)s[i];
-    return r;
+static inline Few digits_at(const int8_t* digits, int j) {
+    Few f;
+    memcpy(f.x, digits + 2 * DEPTH * j, sizeof f.x);
+    return f;
 }
-static constexpr int INT8_SHIFT = 0;  // 存的数比真正的编码大多少
+// 8 行权重的各 2 个编码，乘同样的 2 个激活
+static inline void add(Total& t, Codes c, Few f) {
+    for (int k = 0; k < DEPTH; k++) EACH t.sum[i] += c.q[k][i] * f.x[k];
+}
+static inline Vec finish(Total t) { Vec r; EACH r.v[i] = (float)t.sum[i]; return r; }
 #undef EACH

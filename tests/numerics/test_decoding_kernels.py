@@ -19,6 +19,7 @@ from inference.kernel_interface import load_kernels
 from inference.prepared import PreparedModel
 from inference.quantization import quantize
 from transformer_basics.kv_cache import ModelCache, StaticCache
+from transformer_basics.quantized_linear import quantized_parts
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 LEVEL = torch.backends.cpu.get_cpu_capability()
@@ -198,10 +199,13 @@ def medium(kernels, dtype=torch.float32, **changes):
     return PreparedModel(noisy(config, 0).to(dtype), kernels)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_is_the_same_alone_and_in_any_batch_and_with_any_threads(kernels, dtype):
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, 8, 4])
+def test_a_row_is_the_same_alone_and_in_any_batch_and_with_any_threads(kernels, kind):
     """Bit for bit: what PyTorch's own products do not promise."""
-    ready = medium(kernels, dtype, position="rope", n_kv_heads=2)
+    if isinstance(kind, int):
+        ready = medium_integers(kernels, kind, position="rope", n_kv_heads=2)
+    else:
+        ready = medium(kernels, kind, position="rope", n_kv_heads=2)
     ids = torch.randint(301, (7, 4))
     found = []
     for n_threads in (1, 2, 5):
@@ -217,6 +221,48 @@ def test_a_row_is_the_same_alone_and_in_any_batch_and_with_any_threads(kernels, 
         cache = ready.make_cache(1)
         steps = [ready(ids[row : row + 1, t : t + 1], cache=cache).logits for t in range(4)]
         assert torch.equal(torch.cat(steps, dim=1), found[0][row : row + 1])
+
+
+def medium_integers(kernels, bits, group=32, **changes):
+    """The same model with 8- or 4-bit weights and zero points, tables too."""
+    model = medium(kernels, **changes).model
+    return PreparedModel(quantize(model, bits, group, zero_points=True, embeddings=bits), kernels)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("dim", "group"), [(96, 32), (128, 96), (128, 128), (96, None)])
+def test_the_integers_change_places_but_not_their_values(kernels, bits, dim, group):
+    """Rearranged for the kernels, still read as before, also by a second preparation."""
+    sizes = {"dim": dim, "n_heads": 4, "vocab_size": 45}
+    model = quantize(medium(kernels, **sizes).model, bits, group, zero_points=True, embeddings=bits)
+    before = {name: part.weight for name, part in quantized_parts(model).items()}
+    ids = torch.randint(45, (2, 5))
+    with torch.no_grad():
+        wanted = model(ids).logits
+    ready = PreparedModel(model, kernels)
+    again = PreparedModel(model, kernels)
+    for name, part in quantized_parts(model).items():
+        assert torch.equal(part.weight, before[name])
+        # one copy, where nothing had to be cut or padded
+        if (group or dim) in (32, 64):
+            assert part.packed in again.plan.block
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, wanted)
+    found = ready(ids, cache=ready.make_cache(2)).logits
+    assert torch.equal(found, again(ids, cache=again.make_cache(2)).logits)
+    # the cache holds 16 bits
+    assert float((found - wanted).abs().max()) <= 0.02 * (1.0 + float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_long_prompt_is_its_pieces(kernels, bits):
+    """Many rows are normalized and rounded together, by all threads: bit for bit the same."""
+    ready = medium_integers(kernels, bits, activation="silu", gated_ffn=True)
+    ids = torch.randint(301, (2, 24))
+    whole = ready(ids, cache=ready.make_cache(2)).logits
+    cache = ready.make_cache(2)
+    pieces = [ready(piece, cache=cache).logits for piece in ids.split([3, 5, 16], dim=1)]
+    assert torch.equal(torch.cat(pieces, dim=1), whole)
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu2", "silu", "gelu_tanh", "gelu"])
