@@ -39,7 +39,7 @@ from foundation.compiled_code import load_code
 from foundation.demonstration import run_demo
 
 __all__ = ["ACTIVATION_CODES", "KINDS", "NORM_CODES", "BlockStruct", "MatrixStruct"]
-__all__ += ["ModelStruct", "NormStruct", "StepStruct", "load_kernels"]
+__all__ += ["ModelStruct", "NormStruct", "StepStruct", "code_shape", "load_kernels"]
 
 # 与 interface.h 里的 enum 一一对应
 KINDS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 3, torch.uint8: 4}
@@ -139,6 +139,11 @@ def load_kernels(flags: tuple[str, ...] | None = None) -> ctypes.CDLL:
     # 把一段内存读一遍：测速要用的上限
     library.read_all.argtypes, library.read_all.restype = (c_void_p, c_int64, c_int64), c_float
     return library
+
+
+def code_shape(kernels: ctypes.CDLL) -> tuple[int, int]:
+    """整数的权重怎样并排：几行一片，一步取每行的几个编码（kernels/integers.h）。"""
+    return kernels.vector_width(), kernels.code_depth()
 
 
 def demo() -> None:

@@ -75,7 +75,7 @@ from gpt_model.caches import CacheSettings, build_cache
 from gpt_model.config import GPTConfig
 from gpt_model.inputs import build_mask, real_positions
 from gpt_model.model import GPT, GPTOutput
-from inference.kernel_interface import KINDS, StepStruct, load_kernels
+from inference.kernel_interface import KINDS, StepStruct, code_shape, load_kernels
 from inference.kernel_plan import KernelPlan
 from inference.quantization import quantize
 from transformer_basics.kv_cache import ModelCache, StaticCache
@@ -140,9 +140,7 @@ class PreparedModel(nn.Module):
         self.model = model
         self.kernels = kernels
         # 哪些零件归 C++，一次定好；一个也不认得，就不必绕这一圈
-        plan = None
-        if kernels is not None:
-            plan = KernelPlan(model, kernels.vector_width(), kernels.code_depth())
+        plan = None if kernels is None else KernelPlan(model, *code_shape(kernels))
         self.plan = plan if plan is not None and (any(plan.known) or plan.scores) else None
         self.stretches = [] if self.plan is None else list(self.plan.stretches())
         # 整个归 C++、权重是整数：K、V 也存 16 位，长的提示也归它
