@@ -135,7 +135,8 @@ def load_kernels(flags: tuple[str, ...] | None = None) -> ctypes.CDLL:
     # 看一遍输入；跑一段；一条指令算几个数、几个编码。指针就是结构的地址
     for function in (library.inspect, library.forward):
         function.argtypes, function.restype = (c_void_p, c_void_p), ctypes.c_int
-    library.vector_width.restype = library.code_depth.restype = ctypes.c_int
+    for number in (library.vector_width, library.code_depth, library.has_bfloat16):
+        number.restype = ctypes.c_int
     # 把一段内存读一遍：测速要用的上限
     library.read_all.argtypes, library.read_all.restype = (c_void_p, c_int64, c_int64), c_float
     return library

@@ -22,7 +22,7 @@ $$\text{每秒词元数} \le \frac{\text{内存每秒读的字节}}{\text{权重
 而且一行的结果与旁边有谁无关：单独写、成批写、用几个线程，逐比特相同；PyTorch 的核做不到这一点。
 
 什么时候没有用：
-    提示很长        那时是乘法多，不是读得多，PyTorch 的矩阵乘法正合适，所以照旧用它
+    提示很长        那时是乘法多，不是读得多，PyTorch 的矩阵乘法正合适，浮点的照旧用它
     一批很多行      权重读一次给许多行用，也成了乘法的事；十几行之内仍然快
     GPU             CUDA 有自己的核；这里只管 CPU
 
@@ -84,7 +84,7 @@ from transformer_basics.quantized_linear import quantized_parts
 __all__ = ["PreparedModel", "prepare_for_inference"]
 
 MOST_ROWS = 32  # 浮点的权重，一次这么多个新词元以内走 C++；再多，PyTorch 的矩阵乘法更快
-MOST_INTEGER_ROWS = 4096  # 整数的权重，PyTorch 每次都要先还原，所以长的提示也走 C++
+MOST_PATIENT_ROWS = 4096  # 整数的，PyTorch 要先还原；16 位的，处理器不会乘就慢：长的提示也走 C++
 SMALL_WORK = 1 << 20  # 一步的乘加不到这么多，就只用一个线程：分工比做还久
 
 
@@ -147,7 +147,8 @@ class PreparedModel(nn.Module):
         whole = self.plan is not None and all((*self.plan.known, self.plan.scores))
         self.integers = whole and bool(quantized_parts(model))
         self.cache_dtype = torch.bfloat16 if self.integers else model.dtype
-        self.most_rows = MOST_INTEGER_ROWS if self.integers else MOST_ROWS
+        slow = kernels and model.dtype == torch.bfloat16 and not kernels.has_bfloat16()
+        self.most_rows = MOST_PATIENT_ROWS if self.integers or (whole and slow) else MOST_ROWS
         # 不认得的块要把 K、V 读回来，类型得与它的激活相同，所以有一块不认得就不换
         # 一个词元要做多少次乘加：太少就不值得分给几个线程
         self.n_multiplied = model.num_parameters()

@@ -355,6 +355,14 @@ EXPORT float read_all(const float* data, int64_t n, int64_t n_threads) {
     return total;
 }
 
+// 处理器自己会乘 bfloat16 吗？不会的话，PyTorch 的那种乘法要慢好几倍
+EXPORT int has_bfloat16() {
+#if defined(__AVX512BF16__) || defined(__AMX_BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return 1;
+#else
+    return 0;
+#endif
+}
 // 整数的权重要怎样排，见 integers.h
 EXPORT int vector_width() { return W; }
 EXPORT int code_depth() { return DEPTH; }

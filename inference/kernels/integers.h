@@ -129,8 +129,8 @@ static inline void multiply(const Matrix& w, Input& in, int64_t begin, int64_t e
     if (w.kind >= INT8 && in.block != w.block) quantize(in, w.block, 0, in.n_rows), in.block = w.block;
     for (int64_t n = begin; n < end; n += CHUNK) {
         const int64_t stop = n + CHUNK < end ? n + CHUNK : end;
-        if (w.kind == FLOAT32) chunk<float>(w, in, n, stop, out);
-        else if (w.kind == BFLOAT16) chunk<bf16>(w, in, n, stop, out);
+        if (w.kind == FLOAT32) blocks<float>(w, in, n, stop, out);
+        else if (w.kind == BFLOAT16) blocks<bf16>(w, in, n, stop, out);
         else if (w.kind == INT8 && w.block == 64) chunk<64, false>(w, in, n, stop, out);
         else if (w.kind == INT8) chunk<32, false>(w, in, n, stop, out);
         else if (w.block == 64) chunk<64, true>(w, in, n, stop, out);

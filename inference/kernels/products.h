@@ -120,3 +120,12 @@ static void chunk(const Matrix& w, const Input& in, int64_t begin, int64_t end, 
             out[r * CHUNK + n - begin] = square[0];
         }
 }
+
+// 长的提示：几十行几十行地走，这几十行与一份权重都留在二级缓存里
+template <class T>
+static void blocks(const Matrix& w, const Input& in, int64_t begin, int64_t end, float* out) {
+    for (int64_t r = 0; r < in.n_rows; r += CHUNK) {
+        const Input some = {in.x + r * w.columns, in.n_rows - r < CHUNK ? in.n_rows - r : CHUNK, in.columns};
+        chunk<T>(w, some, begin, end, out + r * CHUNK);
+    }
+}
