@@ -147,6 +147,7 @@ class PreparedModel(nn.Module):
         whole = self.plan is not None and all((*self.plan.known, self.plan.scores))
         self.integers = whole and bool(quantized_parts(model))
         self.cache_dtype = torch.bfloat16 if self.integers else model.dtype
+        # 处理器不会乘 16 位的数时，PyTorch 读 bfloat16 的提示要慢两倍半
         slow = kernels and model.dtype == torch.bfloat16 and not kernels.has_bfloat16()
         self.most_rows = MOST_PATIENT_ROWS if self.integers or (whole and slow) else MOST_ROWS
         # 不认得的块要把 K、V 读回来，类型得与它的激活相同，所以有一块不认得就不换
