@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["new_figure", "run_demo", "save_figure", "use_utf8"]
+__all__ = ["check_picture", "new_figure", "run_demo", "save_figure", "use_utf8"]
 
 
 def use_utf8() -> None:
@@ -61,11 +61,17 @@ def new_figure(n_rows: int = 1, n_columns: int = 1, size: tuple[float, float] = 
     return figure, axes
 
 
+def check_picture(path: Path) -> None:
+    """Refuse an ending that names no format: before the work, not after it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    supported = FigureCanvasAgg.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in supported:
+        raise ValueError(f"cannot draw to {path}: the ending must be one of {', '.join(supported)}")
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """Write the figure; the ending of `path` chooses the format."""
-    supported = figure.canvas.get_supported_filetypes()
-    ending = path.suffix.lstrip(".").lower()
-    if ending not in supported:
-        raise ValueError(f"cannot draw to {path}: the ending must be one of {', '.join(supported)}")
+    check_picture(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

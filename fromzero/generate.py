@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from inference.constraints import Constraint
     from inference.generator import Generation, TextGenerator
+    from inference.sampling import SamplingParams
     from inference.speculative import Speculation
 
 
@@ -130,6 +131,8 @@ def run(options: Options) -> int:
     if one and options.prompts is None and not params.logprobs and not options.json:
         pieces = generator.stream(*asked[0], **how)
         print(f"model: {directory}", file=sys.stderr)
+        if not options.sliding and not cache.is_endless:
+            warn_of_room(generator, *asked[0])
         stream(pieces, asked[0][0])
     else:
         prompts, each = zip(*asked, strict=True)
@@ -147,6 +150,18 @@ def run(options: Options) -> int:
     if speculation is not None:
         print(speculation.report(), file=sys.stderr)
     return 0
+
+
+def warn_of_room(generator: TextGenerator, prompt: str, params: SamplingParams) -> None:
+    """A stream does not say why it ended: say before it that the context may cut it short."""
+    context = generator.model.config.max_seq_len
+    room = context - len(generator.tokenizer.encode(prompt, add_special=True))
+    if room < params.max_new_tokens:
+        print(
+            f"note: the context of {context} tokens leaves room for {room} of the "
+            f"{params.max_new_tokens} that may be written; --sliding goes on beyond it",
+            file=sys.stderr,
+        )
 
 
 def stream(pieces: Iterator[str], prompt: str) -> None:

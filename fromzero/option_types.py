@@ -177,15 +177,18 @@ def free_directory(parent: Path, name: str) -> Path:
 
 
 def given_tokenizer(name: str) -> Tokenizer | None:
-    """The tokenizer at a path; None for the name of a kind that is learned from the data."""
+    """The tokenizer at a path or of a run; None for a kind that is learned from the data."""
     from foundation.checks import check_choice
-    from tokenization.tokenizer import Tokenizer
+    from gpt_model.model_directory import find_model_directory
+    from tokenization.tokenizer import FILE_NAME, Tokenizer
     from training.prepare import TOKENIZER_KINDS
 
     if name in TOKENIZER_KINDS:
         return None
     if not Path(name).exists():
         check_choice("tokenizer", name, [*TOKENIZER_KINDS, "the path of a tokenizer"])
+    if any(Path(name).glob("step-*")) and not (Path(name) / FILE_NAME).exists():
+        return Tokenizer.load(find_model_directory(name))  # a run keeps it in its checkpoints
     return Tokenizer.load(name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,11 +87,12 @@ def run(options: Options) -> int:
     from gpt_model.model_directory import find_model_directory, stored_quantization
     from gpt_model.quantized_directory import expected_bytes
     from inference.block_by_block import METHODS
-    from inference.quantization import quantize
+    from inference.quantization import linear_layers, quantize
     from transformer_basics.integer_weights import WeightFormat
 
     # ① what can be wrong is found before anything takes long
     check_choice("method", options.method, METHODS)
+    check_choice("embeddings", str(options.embeddings), ["0", "4", "8"])
     check_int("windows", options.windows, 1)
     check_int("group_size", options.group_size, 0)
     group_size = options.group_size or None
@@ -101,6 +103,9 @@ def run(options: Options) -> int:
     if stored_quantization(directory) is not None:
         raise ValueError(f"{directory} is quantized already; quantize the model it was made from")
     model, tokenizer, _ = open_model(directory, options.device)
+    names = sorted({name.rpartition(".")[2] for name in linear_layers(model)})
+    for name in options.skip:  # a slip would round what was to be left alone
+        check_choice("skip", name, names)
     out = options.out or free_directory(Path("runs"), f"{run_name(directory)}-{options.bits}bit")
     refuse_existing(out)
     length = min(512, model.config.max_seq_len)
@@ -137,6 +142,7 @@ def run(options: Options) -> int:
     width = model.dtype.itemsize  # of what is no integer
     theory = None if options.skip else expected_bytes(model.config, form, table, width)
     report_size(model, out, plain_bytes, theory)
+    warn_of_padding(model, options)
     print(f"load time    {milliseconds(directory)} -> {milliseconds(out)}, checked and mapped")
     if options.plot is not None:
         draw(model, f"{options.method}, {options.bits} bits", options.plot)
@@ -147,11 +153,15 @@ def run(options: Options) -> int:
 
 def needs_text(options: Options) -> bool:
     """Is the model to be run on text? Refuse options that would then not be looked at."""
+    from foundation.demonstration import check_picture
+
     looks = options.method != "rtn" or options.calibration is not None or options.plot is not None
     if options.act_order and options.method != "gptq":
         raise ValueError(f"--act-order belongs to --method gptq, got --method {options.method}")
     if options.plot is not None and not options.plot.absolute().parent.is_dir():
         raise ValueError(f"cannot write {options.plot}: its folder does not exist")
+    if options.plot is not None:
+        check_picture(options.plot)
     return looks
 
 
@@ -200,6 +210,11 @@ def read_windows(
     cut = len(ids) - min(len(ids) // HELD_OUT, EXAM_TOKENS)
     exam = torch.tensor(ids[cut:]) if len(ids) - cut > length else None
     seen = ids if exam is None else ids[:cut]
+    if len(seen) < length:
+        raise ValueError(
+            f"{source} has {len(seen)} tokens, calibration needs at least one window of {length}; "
+            "give more text (--calibration) or shorter windows (--length)"
+        )
     return calibration_windows(seen, n_windows, length), exam
 
 
@@ -269,6 +284,21 @@ def report_size(model: GPT, out: Path, plain_bytes: int, theory: int | None) -> 
     if theory is not None:
         line += f", {human(theory, 'B')} by the formula"
     print(f"size         {line}")
+
+
+def warn_of_padding(model: GPT, options: Options) -> None:
+    """Rows that no whole number of groups fills are padded: beyond a tenth, say so."""
+    from transformer_basics.quantized_linear import quantized_parts
+
+    parts = {id(part.packed): part for part in quantized_parts(model).values()}.values()
+    weights = sum(part.rows * part.columns for part in parts)  # a shared table counts once
+    stored = sum(part.scale.numel() * part.group_size for part in parts)
+    if 10 * stored > 11 * weights:
+        warnings.warn(
+            f"--group-size {options.group_size} does not fill the rows: {stored:,} integers "
+            f"are stored for {weights:,} weights; a size that divides them, or 0, wastes none",
+            stacklevel=2,
+        )
 
 
 def milliseconds(directory: Path) -> str:

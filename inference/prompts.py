@@ -96,7 +96,8 @@ def checked_ids(
     if context is not None and len(ids) > context and not sliding:
         raise ValueError(
             f"{name} has {len(ids)} tokens, but the model's context (max_seq_len) is {context}; "
-            "shorten it, use sliding=True to keep only its end, or cache='sliding' to read it all"
+            "shorten it, use sliding=True (--sliding) to keep only its end, or cache='sliding' "
+            "(--cache sliding) to read it all"
         )
     return ids
 

@@ -81,6 +81,19 @@ def test_the_size_is_the_formulas(quantize, tiny_model, tmp_path):
     assert re.fullmatch(r"\d+ ms -> \d+ ms, checked and mapped", found["load time"])
 
 
+def test_groups_that_do_not_fill_the_rows_are_told(tmp_path, monkeypatch, tiny_model, capsys):
+    monkeypatch.chdir(tmp_path)
+    told = []
+    for group in ("32", "0", "64"):  # rows of 32, and of 128 in one layer
+        code = main(["quantize", "--model", str(tiny_model), "--group-size", group, "--out", group])
+        assert code == 0
+        told.append(capsys.readouterr().err)
+    assert told[:2] == ["", ""]
+    weights = 300 * 32 + 12 * 32 * 32
+    assert "--group-size 64 does not fill the rows" in told[2]
+    assert f"{2 * weights - 4 * 32 * 32:,} integers are stored for {weights:,} weights" in told[2]
+
+
 def test_the_picture(quantize, text_file, tmp_path):
     options = ["--calibration", str(text_file), "--windows", "4", "--plot", "e.png"]
     assert "picture      e.png" in quantize("--out", "s", *options)
@@ -178,13 +191,16 @@ def test_models_still_shows_the_shape(small, capsys):
         (["--method", "gtpq"], ["method must be one of rtn, gptq, awq", "did you mean 'gptq'"]),
         (["--group-size", "-1"], ["group_size must be an integer >= 0, got -1"]),
         (["--group-size", "7"], ["group_size must be even, got 7"]),
-        (["--embeddings", "2"], ["bits must be one of 4, 8", "'2'"]),
+        (["--embeddings", "2"], ["embeddings must be one of 0, 4, 8", "'2'"]),
+        (["--skip", "down_prj"], ["skip must be one of", "'down_prj'", "did you mean 'down_proj'"]),
         (["--act-order"], ["--act-order belongs to --method gptq, got --method rtn"]),
         (["--windows", "0"], ["windows must be an integer >= 1, got 0"]),
         (["--length", "65"], ["length must be an integer >= 1 and <= 64, got 65"]),
         (["--calibration", "nowhere.txt"], ["nowhere.txt", "--calibration names the text"]),
+        (["--plot", "e.xyz"], ["cannot draw to e.xyz: the ending must be one of", "png"]),
         (["--plot", "nowhere/e.png"], ["cannot write nowhere/e.png: its folder"]),
-        (["--method", "gptq", "--calibration", "short.txt"], ["one window of 64 tokens, the text"]),
+        (["--method", "gptq", "--calibration", "short.txt"],
+         ["short.txt has", "one window of 64", "(--length)"]),
         (["--skip", "q_proj", "k_proj", "v_proj", "out_proj", "up_proj", "down_proj"],
          ["no Linear layer to quantize"]),
         (["--out", "taken"], ["taken already exists"]),

@@ -149,6 +149,10 @@ def test_a_given_tokenizer_is_used(train, tiny_model):
     directory = find_model_directory("runs/a")
     assert Tokenizer.load(directory).fingerprint == Tokenizer.load(tiny_model).fingerprint
     assert GPT.load(directory).config.vocab_size == 320  # room for more
+    # a run is a model too, as everywhere: a draft needs the tokenizer of the model it guesses for
+    train("--tokenizer", "runs/a", "--vocab-size", "320", "--out", "runs/b")
+    again = Tokenizer.load(find_model_directory("runs/b"))
+    assert again.fingerprint == Tokenizer.load(tiny_model).fingerprint
 
 
 def test_presets_files_and_options_make_one_configuration(workplace):
