@@ -34,9 +34,9 @@ def our_model(folder: Path, name: str, dtype: torch.dtype) -> Any:
 
 
 def ours(folder: Path, name: str, kind: str) -> tuple[Go, int]:
-    """Kinds: plain-fp32, plain-bf16, fp32, bf16, int8, int4."""
+    """Kinds: plain-fp32, plain-bf16, flat-fp32 (no compiler), fp32, bf16, int8, int4."""
     from inference.generator import SamplingParams, TextGenerator
-    from inference.prepared import prepare_for_inference
+    from inference.prepared import PreparedModel, prepare_for_inference
     from inference.quantization import quantize
     from tokenization.tokenizer import Tokenizer
     from transformer_basics.quantized_linear import quantized_parts
@@ -48,7 +48,9 @@ def ours(folder: Path, name: str, kind: str) -> tuple[Go, int]:
         model = quantize(model, bits, 64, embeddings=bits)
         shared = {id(part.packed): part.n_bytes() for part in quantized_parts(model).values()}
         n_bytes = sum(shared.values())
-    if not kind.startswith("plain"):
+    if kind.startswith("flat"):
+        model = PreparedModel(model, None)
+    elif not kind.startswith("plain"):
         model = prepare_for_inference(model)
     letters = "".join(chr(0x20000 + i) for i in range(model.config.vocab_size - 8))
     writer = TextGenerator(model, Tokenizer.characters([letters]))

@@ -111,16 +111,16 @@ def check_scores(logits: Tensor) -> None:
     错误：ValueError，说清是哪一行、多半是为什么
     """
     # 看最大值就够了：NaN 与 +∞ 都会传到它那里，全行 −∞ 时它也是 −∞。一次归约，一次等待
-    largest = logits.amax(dim=-1)  # (B,)
-    if bool(largest.isfinite().all()):
+    largest = logits.amax(dim=-1).tolist()  # B 个
+    row = next((row for row, most in enumerate(largest) if not math.isfinite(most)), None)
+    if row is None:
         return
-    row = int((~largest.isfinite()).int().argmax())
-    if float(largest[row]) == -math.inf:
+    if largest[row] == -math.inf:
         raise ValueError(
             f"row {row}: every token is forbidden (all scores are -inf); relax logit_bias"
         )
     raise ValueError(
-        f"row {row}: the model's scores hold {float(largest[row])}; its weights are damaged, "
+        f"row {row}: the model's scores hold {largest[row]}; its weights are damaged, "
         "or fp16 overflowed (use fp32 or bf16)"
     )
 

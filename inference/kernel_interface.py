@@ -34,12 +34,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from foundation.compiled_code import load_code
 from foundation.demonstration import run_demo
 
 __all__ = ["ACTIVATION_CODES", "KINDS", "NORM_CODES", "BlockStruct", "MatrixStruct"]
-__all__ += ["ModelStruct", "NormStruct", "StepStruct", "code_shape", "load_kernels"]
+__all__ += ["ModelStruct", "NormStruct", "StepStruct", "code_shape", "fits", "load_kernels"]
 
 # 与 interface.h 里的 enum 一一对应
 KINDS = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 3, torch.uint8: 4}
@@ -145,6 +146,15 @@ def load_kernels(flags: tuple[str, ...] | None = None) -> ctypes.CDLL:
 def code_shape(kernels: ctypes.CDLL) -> tuple[int, int]:
     """整数的权重怎样并排：几行一片，一步取每行的几个编码（kernels/integers.h）。"""
     return kernels.vector_width(), kernels.code_depth()
+
+
+def fits(tensor: Tensor, dtype: torch.dtype, shapes: list[tuple[int, ...]]) -> bool:
+    """类型对、在 CPU 上、形状是其中之一、最后一维挨着：地址可以递给 C++。
+
+    C++ 只有地址，看不见形状；这里放过一个不对的，它就读到别处去了
+    """
+    good = tensor.dtype == dtype and tensor.device.type == "cpu" and tensor.shape in shapes
+    return good and tensor.stride(-1) == 1
 
 
 def demo() -> None:

@@ -15,8 +15,9 @@ $$\text{每秒词元数} \le \frac{\text{内存每秒读的字节}}{\text{权重
     GPT ──prepare_for_inference──▶ PreparedModel     同样的 forward、make_cache，
                                      │               TextGenerator、束搜索都不必知道
             ┌────────────────────────┼─────────────────────────┐
-        认得的块，新词元不多     不认得的块               没有编译器、在训练、GPU……
+        认得的块，新词元不多     不认得的块               在训练、GPU……
         kernels/forward.cpp     那一块走 PyTorch          整个走原来的模型
+        没有编译器：flat_step.py
 
 结果相同：float32 只差加法的次序；bfloat16 的权重一位不动，激活却不再舍入成 16 位，反而更准。
 而且一行的结果与旁边有谁无关：单独写、成批写、用几个线程，逐比特相同；PyTorch 的核做不到这一点。
@@ -75,7 +76,8 @@ from gpt_model.caches import CacheSettings, build_cache
 from gpt_model.config import GPTConfig
 from gpt_model.inputs import build_mask, real_positions
 from gpt_model.model import GPT, GPTOutput
-from inference.kernel_interface import KINDS, StepStruct, code_shape, load_kernels
+from inference.flat_step import FlatStep
+from inference.kernel_interface import KINDS, StepStruct, code_shape, fits, load_kernels
 from inference.kernel_plan import KernelPlan
 from inference.quantization import quantize
 from transformer_basics.kv_cache import ModelCache, StaticCache
@@ -143,6 +145,8 @@ class PreparedModel(nn.Module):
         plan = None if kernels is None else KernelPlan(model, *code_shape(kernels))
         self.plan = plan if plan is not None and (any(plan.known) or plan.scores) else None
         self.stretches = [] if self.plan is None else list(self.plan.stretches())
+        # 没有编译器：写一个词元的那一步少叫几个算子，见 flat_step.py
+        self.flat = FlatStep.of(model) if kernels is None else None
         # 整个归 C++、权重是整数：K、V 也存 16 位，长的提示也归它
         whole = self.plan is not None and all((*self.plan.known, self.plan.scores))
         self.integers = whole and bool(quantized_parts(model))
@@ -202,7 +206,8 @@ class PreparedModel(nn.Module):
         """
         # 快慢两条路可以随时交替：两边读写的是同一个缓存，长度也记在同一处
         # ① 快路只管续写：有缓存，不算损失，不是打包的文档
-        if self.plan is not None and cache is not None and targets is None is document_ids:
+        fast = self.plan or self.flat
+        if fast is not None and cache is not None and targets is None is document_ids:
             asked = Asked(ids, positions, attention_mask, cache, last_only)
             step = self._step(asked)
             logits = None if step is None else self._run(asked, step)
@@ -261,6 +266,10 @@ class PreparedModel(nn.Module):
 
         形状：→ (B, 1 或 T, V)
         """
+        # 没有编译器：大小与类型已由同一套检查看过；
+        # 一行一个新词元的归它，别的它也给 None
+        if self.flat is not None:
+            return self.flat.run(asked.ids, asked.positions, asked.mask, asked.cache)
         assert self.plan is not None
         assert self.kernels is not None
         model, layers = self.model, asked.cache.layers
@@ -338,15 +347,6 @@ class PreparedModel(nn.Module):
         return scores if cap is None else cap * torch.tanh(scores / cap)
 
 
-def fits(tensor: Tensor, dtype: torch.dtype, shapes: list[tuple[int, ...]]) -> bool:
-    """类型对、在 CPU 上、形状是其中之一、最后一维挨着：地址可以递给 C++。
-
-    C++ 只有地址，看不见形状；这里放过一个不对的，它就读到别处去了
-    """
-    good = tensor.dtype == dtype and tensor.device.type == "cpu" and tensor.shape in shapes
-    return good and tensor.stride(-1) == 1
-
-
 def demo() -> None:
     """同一个模型，准备与不准备：写出的词元相同，快多少；再看与谁逐比特相同。"""
     from gpt_model.config import preset
@@ -381,7 +381,7 @@ def demo() -> None:
 
 
 def write(model: Any, prompt: list[int]) -> tuple[list[int], float]:
-    """贪心写 100 个词元：编号，与用了几秒。
+    """贪心写 100 个词元：编号，与用了几秒；每步都等上一步选出来。
 
     先写 4 个不计时：第一次要申请内存、叫醒线程
     """
