@@ -96,7 +96,8 @@ class Decoder:
         sharing: bool = True,
         prefixes: PrefixCache | None = None,
     ) -> None:
-        self.model = model
+        # 设备每步都要：问一次模型，就要从头翻一遍它的参数
+        self.model, self.device = model, model.device
         # 模型的词表常比分词器的大一截（凑成 64 的倍数，算得快）：多出来的没有对应的文字
         self.vocab_size = model.config.vocab_size if vocab_size is None else vocab_size
         self.forbidden = forbidden  # (n,) 分词器词表中间的空缺，同样不能选
@@ -149,7 +150,7 @@ class Decoder:
         """预填：左填充成方的，一段一段算完；用缓存的话顺便存下 K、V。"""
         self.n_reads += 1
         self.pending = 0
-        model, device = self.model, self.model.device
+        model, device = self.model, self.device
         # ① 真正要读的：重复的只留一条，D ≤ B 行；共同的开头先用一行读
         whole = SharedPrompt(self.windows, list(range(len(self.windows))), 0)
         found = share(self.windows) if self.sharing else whole
@@ -226,7 +227,7 @@ class Decoder:
             self.pending = 1
         n = self.pending + len(ahead)
         self.pending = 0  # 喂过就清掉：同一列喂两遍，缓存里就有两份
-        device, alone = self.model.device, not ahead
+        device, alone = self.device, not ahead
         new = torch.tensor([window[-n:] for window in self.windows], device=device)  # (B, n)
         if self.real is None:
             return self.model(new, cache=cache, last_only=alone).logits  # type: ignore[no-any-return]
@@ -298,7 +299,7 @@ class Decoder:
         # 先拿在手里：半途被打断的话，就像没有缓存，而不是有一份只排了几层的
         cache, self.cache = self.cache, None
         assert cache is not None
-        index = torch.tensor(rows, device=self.model.device)
+        index = torch.tensor(rows, device=self.device)
         cache.reorder(index)
         self.real = None if self.real is None else self.real[index]
         self.cache = cache
