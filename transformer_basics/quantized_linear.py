@@ -131,6 +131,17 @@ class PackedWeight(nn.Module):
         self.scale = torch.empty_like(kept, device=device) if empty else kept.to(device)
         return self
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """存盘的总是按行的；与别处共用一份的，换回来也只有一份。"""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.packed.ndim != 3:
+            # 记在收集的字典上：另一处来存时，拿到的是同一个张量，写文件的就认得出来
+            rows = getattr(destination, "__dict__", {}).setdefault("rows", {})
+            address = self.packed.data_ptr()
+            if address not in rows:
+                rows[address] = self.stored.packed.contiguous()
+            destination[f"{prefix}packed"] = rows[address]
+
     def n_bytes(self) -> int:
         """三样一共占多少字节。
 

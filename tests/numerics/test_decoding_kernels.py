@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from foundation.compiled_code import CodeUnavailable
 from gpt_model.config import GPTConfig
 from gpt_model.model import GPT
+from gpt_model.model_directory import save_model
 from inference.kernel_interface import load_kernels
 from inference.prepared import PreparedModel
 from inference.quantization import quantize
@@ -252,6 +253,22 @@ def test_the_integers_change_places_but_not_their_values(kernels, bits, dim, gro
     assert torch.equal(found, again(ids, cache=again.make_cache(2)).logits)
     # the cache holds 16 bits
     assert float((found - wanted).abs().max()) <= 0.02 * (1.0 + float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_prepared_model_is_saved_as_before(kernels, tmp_path, tied):
+    """In the file the rows lie one after the other, whatever the processor likes."""
+    model = medium(kernels, tie_embeddings=tied).model
+    model = quantize(model, 4, 32, zero_points=True, embeddings=4)
+    save_model(model, tmp_path / "before")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    PreparedModel(model, kernels)
+    assert model.lm_head.packed.ndim == 5
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    save_model(model, tmp_path / "after")
+    files = [tmp_path / which / "model.safetensors" for which in ("before", "after")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize("bits", [8, 4])
